@@ -1,0 +1,71 @@
+# Everything happens in this tree: .venv holds the tools, hamirt/_native what was compiled.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h tests/shim/*.c tests/shim/*.h)
+PYTEST = $(BIN)/python -m pytest -n 2 -q
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint unit shim node sanitize dist gpu-bundle format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/ready: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "hamirt needs Python 3.10 or newer; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "hamirt needs Python's venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=23.1'
+	HAMIRT_BUILD=later $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+build: $(VENV)/ready  ## Make .venv and build the shim, the simulated driver and the cffi module in place
+	@$(BIN)/python -m hamirt._build
+
+demo: build  ## Two tenants share one GPU, simulated where there is none
+	@$(BIN)/hamirt demo
+
+test: export HAMIRT_WERROR = 1
+test: build  ## Lint, then all tests that need no GPU
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) tests/unit tests/shim tests/node
+
+lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(C_FILES),$(BIN)/clang-format --dry-run --Werror $(C_FILES))
+
+unit: build  ## The Python tests that start no program
+	$(PYTEST) tests/unit
+
+shim: build  ## The shim's tests, on the simulated driver
+	$(PYTEST) tests/shim
+
+node: build  ## The tests of `hamirt run` and `hamirt status`
+	$(PYTEST) tests/node
+
+sanitize: build  ## The shim's tests under AddressSanitizer and ThreadSanitizer
+	@for sanitizer in address thread; do \
+		HAMIRT_SANITIZE=$$sanitizer $(BIN)/python -m hamirt._build || exit 1; \
+		HAMIRT_SANITIZE=$$sanitizer $(BIN)/python -m pytest -q tests/shim || exit 1; \
+	done
+
+dist: $(VENV)/ready  ## The wheel, in dist/
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+gpu-bundle: build  ## What a GPU machine without network needs for tests/gpu and bench
+	$(BIN)/python bench/bundle.py
+
+format: $(VENV)/ready  ## Let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(C_FILES),$(BIN)/clang-format -i $(C_FILES))
+
+clean:  ## Remove everything that was built, .venv included
+	rm -rf $(VENV) build dist hamirt.egg-info hamirt/_native hamirt/_region.abi3.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m hamirt`."""
+
+from hamirt.cli.main import main
+
+main()

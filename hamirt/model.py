@@ -1,0 +1,214 @@
+"""What hamirt knows about a node: cards, the limits and the usage of tenants, and what a person is shown of them.
+
+Frozen values, handed from the modules that read the world (region, nvml, tenants) to those that decide and print.
+Bytes and ratios; what is not known is None, never 0.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class CardProcess:
+    """A process as NVML lists it on a card."""
+
+    pid: int
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A physical GPU, by NVML."""
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    used_bytes: int
+    busy_ratio: float | None
+    mig: bool
+    processes: tuple[CardProcess, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The driver and its cards, in nvidia-smi's order."""
+
+    version: str
+    cards: tuple[Card, ...]
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a tenant may use of one card."""
+
+    uuid: str
+    memory_bytes: int | None
+    card_bytes: int
+    context_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits page of a tenant."""
+
+    tenant: str
+    allow_on_error: bool
+    node_devices: int
+    devices: tuple[Limit, ...]
+    epoch: int = 1
+    lease_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KindBytes:
+    """What a process's allocations are, in the order of region.h's enum hm_kind."""
+
+    linear: int
+    managed: int
+    pool: int
+    virtual: int
+    array: int
+    graph: int
+    external: int
+
+    @property
+    def pools(self) -> int:
+        """Bytes that allocators of the driver hold reserved for reuse: stream-ordered pools and graph memory."""
+        return self.pool + self.graph
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One process's use of one device of its tenant. Charged are granted and overhead."""
+
+    granted_bytes: int
+    used_bytes: int
+    overhead_bytes: int
+    kinds: KindBytes
+    denials: int
+    contexts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A living process of a tenant that uses CUDA; `pid` is as the process sees itself, in namespace `pid_ns`."""
+
+    index: int
+    pid: int
+    pid_ns: int
+    command: str
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What the usage page says of a device for the whole tenant."""
+
+    estimated: bool
+    context_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The usage page of a tenant: its living processes."""
+
+    devices: tuple[DeviceUsage, ...]
+    slots: tuple[Slot, ...]
+
+
+class Level(Enum):
+    """How far a cap holds."""
+
+    FULL = "full"
+    PARTIAL = "partial"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """How far a tenant's memory cap holds, and why not further."""
+
+    level: Level
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRecord:
+    """What `hamirt run` notes beside the pages, for people."""
+
+    id: str
+    name: str
+    pid: int
+    command: tuple[str, ...]
+    simulated: bool
+    unenforced: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPages:
+    """A tenant's folder as it was read: each part, or None where it could not be read, and then why."""
+
+    id: str
+    folder: Path
+    record: TenantRecord | None
+    limits: Limits | None
+    usage: Usage | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessView:
+    """A process of a tenant on a card. `pid` is None where it is not known in this PID namespace."""
+
+    pid: int | None
+    pid_inside: int
+    command: str
+    charged_bytes: int
+    card_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantCard:
+    """A tenant on one of its cards. `index` is None where NVML does not show the card."""
+
+    index: int | None
+    uuid: str
+    cap_bytes: int | None
+    card_bytes: int
+    allocation_bytes: int
+    pool_bytes: int
+    overhead_bytes: int
+    footprint_bytes: int | None
+    denials: int
+    over: bool
+    enforcement: Enforcement
+    processes: tuple[ProcessView, ...]
+
+    @property
+    def used_bytes(self) -> int:
+        """What is held against the cap: allocations, pools and overhead."""
+        return self.allocation_bytes + self.pool_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as `hamirt status` shows it."""
+
+    id: str
+    name: str
+    simulated: bool
+    problem: str | None
+    cards: tuple[TenantCard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """All that `hamirt status` shows. `driver` is None where there is none, and `problem` says why."""
+
+    driver: Driver | None
+    tenants: tuple[Tenant, ...]
+    inside: bool
+    problem: str | None

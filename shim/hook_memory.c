@@ -1,0 +1,108 @@
+/* Linear and managed memory. */
+#include "quota.h"
+
+#define SMALL_BYTES 1048576 /* up to here the driver packs allocations into shared blocks (H100, driver 580) */
+#define PITCH_BYTES 512     /* the driver's row alignment (H100, driver 580) */
+
+static uint64_t
+whole_blocks(uint64_t bytes)
+{
+    return bytes > UINT64_MAX - HM_BLOCK_BYTES ? bytes : (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES * HM_BLOCK_BYTES;
+}
+
+static bool
+reserve_linear(struct hm_charge *charge, uint64_t bytes)
+{
+    return hm_quota_reserve(charge, HM_LINEAR, hm_device_current(), bytes <= SMALL_BYTES ? bytes : whole_blocks(bytes));
+}
+
+HM_HOOK CUresult
+cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize)
+{
+    struct hm_charge charge;
+    CUresult result;
+
+    if (!reserve_linear(&charge, bytesize))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    result = REAL(cuMemAlloc_v2(dptr, bytesize));
+    return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
+}
+
+HM_HOOK CUresult
+cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize)
+{
+    struct hm_charge charge;
+    CUresult result;
+
+    if (!reserve_linear(&charge, bytesize))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    result = REAL(cuMemAlloc(dptr, bytesize));
+    return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
+}
+
+static bool
+reserve_rows(struct hm_charge *charge, uint64_t width, uint64_t height)
+{
+    uint64_t pitch = (width + PITCH_BYTES - 1) / PITCH_BYTES * PITCH_BYTES, bytes;
+
+    if (__builtin_mul_overflow(pitch, height, &bytes))
+        bytes = UINT64_MAX;
+    return reserve_linear(charge, bytes);
+}
+
+HM_HOOK CUresult
+cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height, unsigned int ElementSizeBytes)
+{
+    struct hm_charge charge;
+    CUresult result;
+
+    if (!reserve_rows(&charge, WidthInBytes, Height))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    result = REAL(cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes));
+    if (result == CUDA_SUCCESS && *pPitch * Height > SMALL_BYTES)
+        hm_quota_adjust(&charge, whole_blocks(*pPitch * Height));
+    return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
+}
+
+HM_HOOK CUresult
+cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, unsigned int WidthInBytes, unsigned int Height,
+                unsigned int ElementSizeBytes)
+{
+    struct hm_charge charge;
+    CUresult result;
+
+    if (!reserve_rows(&charge, WidthInBytes, Height))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    result = REAL(cuMemAllocPitch(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes));
+    return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
+}
+
+HM_HOOK CUresult
+cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags)
+{
+    struct hm_charge charge;
+    CUresult result;
+
+    if (!hm_quota_reserve(&charge, HM_MANAGED, hm_device_current(), whole_blocks(bytesize)))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    result = REAL(cuMemAllocManaged(dptr, bytesize, flags));
+    return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
+}
+
+HM_HOOK CUresult
+cuMemFree_v2(CUdeviceptr dptr)
+{
+    struct hm_object object;
+    bool known = hm_active() && hm_object_take(HM_POINTER, dptr, &object);
+
+    return hm_object_freed(known, &object, REAL(cuMemFree_v2(dptr)));
+}
+
+HM_HOOK CUresult
+cuMemFree(CUdeviceptr_v1 dptr)
+{
+    struct hm_object object;
+    bool known = hm_active() && hm_object_take(HM_POINTER, dptr, &object);
+
+    return hm_object_freed(known, &object, REAL(cuMemFree(dptr)));
+}

@@ -1,0 +1,295 @@
+#include "overhead.h"
+
+#include "ledger.h"
+#include "log.h"
+#include "pool.h"
+#include "quota.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define PROCESSES 1024 /* of one card, in one NVML answer */
+#define HELPER_STACK_BYTES 262144
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one measurement at a time */
+static nvmlProcessInfo_v2_t processes[PROCESSES];         /* under the mutex */
+static nvmlDevice_t handles[HM_DEVICES];                  /* under the mutex */
+static bool nvml_works;                                   /* after nvml_ready */
+static bool nvml_tried;                                   /* nvml_ready will not block any more */
+static uint32_t unmeasured;                               /* a bit for each device with a new context; atomic */
+static uint32_t creating[HM_DEVICES];                     /* contexts being made; atomic */
+
+static void
+nvml_init(void)
+{
+    nvml_works = hm_resolve_nvml() && REAL_NVML(nvmlInit_v2()) == NVML_SUCCESS;
+    if (!nvml_works)
+        hm_log_once("NVML does not answer; context sizes are estimated");
+    __atomic_store_n(&nvml_tried, true, __ATOMIC_RELEASE); /* pairs with the acquire in hm_overhead_context_end */
+}
+
+static bool
+nvml_ready(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    pthread_once(&once, nvml_init);
+    return nvml_works;
+}
+
+/* The processes on a device, into `processes`. -1: NVML can't say. The mutex is held. */
+static int
+list_processes(int device)
+{
+    unsigned int count = PROCESSES;
+    nvmlReturn_t result;
+
+    if (!nvml_ready())
+        return -1;
+    if (handles[device] == NULL &&
+        REAL_NVML(nvmlDeviceGetHandleByUUID(hm_tenant.limits->device[device].uuid, &handles[device])) != NVML_SUCCESS)
+        return -1;
+    if (!hm_missing((const void *)real.nvmlDeviceGetComputeRunningProcesses_v3))
+        result = REAL_NVML(nvmlDeviceGetComputeRunningProcesses_v3(handles[device], &count, processes));
+    else /* the same structure since driver 450 */
+        result = REAL_NVML(nvmlDeviceGetComputeRunningProcesses_v2(handles[device], &count, processes));
+    return result == NVML_SUCCESS ? (int)count : -1;
+}
+
+/* Footprint of a pid, bytes; UINT64_MAX: not listed. The mutex is held. */
+static uint64_t
+footprint(uint32_t pid, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (processes[i].pid == pid && processes[i].usedGpuMemory != (unsigned long long)NVML_VALUE_NOT_AVAILABLE)
+            return processes[i].usedGpuMemory;
+    return UINT64_MAX;
+}
+
+/* What allocations hold, less the kinds that NVML bills to no process (driver 580: bench/probes/rules.c). */
+static uint64_t
+listed_bytes(const struct hm_use *use)
+{
+    uint64_t used = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_ACQUIRE) * (uint64_t)HM_UNIT_BYTES;
+    uint64_t unlisted = use->kind_bytes[HM_MANAGED] + use->kind_bytes[HM_IMPORTED] + use->kind_bytes[HM_EXTERNAL];
+
+    return used > unlisted ? used - unlisted : 0;
+}
+
+/*
+ * Footprint less what allocations hold is overhead. It may be written lower only when nothing was in flight while NVML
+ * was asked: what is reserved and not yet taken would count as negative overhead. Of other processes we know too
+ * little, so theirs is only ever raised here. The ledger lock is held.
+ */
+static void
+write_overhead(struct hm_use *use, uint64_t bytes, uint64_t used, bool exact)
+{
+    uint64_t overhead = bytes > used ? bytes - used : 0;
+
+    if (exact || overhead > use->overhead_bytes)
+        __atomic_store_n(&use->overhead_bytes, overhead, __ATOMIC_RELAXED);
+}
+
+static void
+write_all(int device, int count, const struct hm_slot *mine, bool quiet)
+{
+    for (uint32_t i = 0; i < HM_SLOTS && i < hm_tenant.usage->high_slot; i++) {
+        struct hm_slot *slot = &hm_tenant.usage->slot[i];
+        uint64_t bytes;
+
+        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid_ns != mine->pid_ns)
+            continue;
+        bytes = footprint(slot->pid, count);
+        if (bytes != UINT64_MAX)
+            write_overhead(&slot->use[device], bytes, listed_bytes(&slot->use[device]), slot == mine && quiet);
+        else if (slot == mine && slot->use[device].contexts > 0)
+            hm_tenant.usage->device[device].estimated = 1;
+    }
+}
+
+void
+hm_overhead_refresh(int device)
+{
+    struct hm_slot *mine = hm_slot();
+    uint64_t before, after;
+    bool quiet;
+    int count;
+
+    if (mine == NULL)
+        return;
+    hm_pool_refresh(device);
+    hm_graph_refresh(device);
+    pthread_mutex_lock(&mutex);
+    quiet = hm_quota_quiet(device, &before) && __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0;
+    count = list_processes(device);
+    hm_ledger_lock();
+    quiet = quiet && hm_quota_quiet(device, &after) && before == after &&
+            __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0;
+    if (count >= 0)
+        write_all(device, count, mine, quiet);
+    else
+        hm_tenant.usage->device[device].estimated = 1;
+    hm_ledger_unlock();
+    pthread_mutex_unlock(&mutex);
+}
+
+static uint64_t
+predicted_context(int device)
+{
+    uint64_t measured = hm_tenant.usage->device[device].context_bytes;
+
+    if (measured == 0)
+        measured = hm_tenant.limits->device[device].context_bytes;
+    return measured != 0 ? measured : HM_CONTEXT_BYTES;
+}
+
+/* The first context of a process, before it allocates: then the overhead is the context. */
+static void
+measure_context(int device)
+{
+    struct hm_slot *mine = hm_slot();
+
+    hm_overhead_refresh(device);
+    if (mine != NULL && mine->use[device].contexts == 1 && listed_bytes(&mine->use[device]) == 0 &&
+        hm_tenant.usage->device[device].estimated == 0)
+        hm_tenant.usage->device[device].context_bytes = mine->use[device].overhead_bytes;
+}
+
+bool
+hm_overhead_context_begin(int device)
+{
+    struct hm_slot *mine;
+    uint64_t bytes;
+
+    if (device < 0)
+        return true;
+    mine = hm_slot();
+    bytes = predicted_context(device);
+    if (mine == NULL)
+        return false;
+    hm_helper_start();
+    __atomic_fetch_add(&creating[device], 1, __ATOMIC_ACQ_REL);
+    if (hm_ledger_overhead(device, &mine->use[device], (int64_t)bytes, false))
+        return true;
+    hm_ledger_lock();
+    hm_region_reap();
+    hm_ledger_unlock();
+    hm_pool_trim(device);
+    if (hm_ledger_overhead(device, &mine->use[device], (int64_t)bytes, false))
+        return true;
+    __atomic_fetch_sub(&creating[device], 1, __ATOMIC_ACQ_REL);
+    hm_log_once("a CUDA context takes about %.0f MiB of the card, and only %.0f of the %.0f MiB of %s are left; raise the "
+                "memory cap",
+                (double)bytes / HM_MIB, (double)hm_ledger_room(device) / HM_MIB, (double)hm_cap_bytes(device) / HM_MIB,
+                hm_tenant.limits->tenant);
+    hm_quota_refused(device, bytes);
+    return false;
+}
+
+void
+hm_overhead_context_end(int device, bool made)
+{
+    struct hm_slot *mine = device >= 0 ? hm_slot() : NULL;
+
+    if (mine == NULL)
+        return;
+    if (made)
+        __atomic_fetch_add(&mine->use[device].contexts, 1, __ATOMIC_RELAXED);
+    else
+        hm_ledger_overhead(device, &mine->use[device], -(int64_t)predicted_context(device), true);
+    __atomic_fetch_sub(&creating[device], 1, __ATOMIC_ACQ_REL);
+    if (!made)
+        return;
+    __atomic_fetch_or(&unmeasured, 1u << device, __ATOMIC_ACQ_REL); /* the helper takes it if NVML is not ready yet */
+    if (__atomic_load_n(&nvml_tried, __ATOMIC_ACQUIRE) &&
+        __atomic_fetch_and(&unmeasured, ~(1u << device), __ATOMIC_ACQ_REL) & 1u << device)
+        measure_context(device);
+}
+
+void
+hm_overhead_context_gone(int device)
+{
+    struct hm_slot *mine = device >= 0 ? hm_slot() : NULL;
+
+    if (mine == NULL)
+        return;
+    if (mine->use[device].contexts > 0 &&
+        __atomic_sub_fetch(&mine->use[device].contexts, 1, __ATOMIC_RELAXED) == 0)
+        hm_ledger_overhead(device, &mine->use[device], -(int64_t)mine->use[device].overhead_bytes, true);
+    hm_overhead_refresh(device); /* what the driver keeps after its last context is still on the card */
+}
+
+bool
+hm_overhead_load_fits(int device, uint64_t bytes)
+{
+    if (device < 0 || hm_cap_bytes(device) == UINT64_MAX ||
+        hm_ledger_room(device) >= bytes + HM_NEAR_BYTES)
+        return true;
+    hm_overhead_refresh(device);
+    return hm_ledger_charged(device) + bytes <= hm_cap_bytes(device);
+}
+
+static void *
+helper(void *argument)
+{
+    CUstreamCaptureMode relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
+    uint32_t *trim = &hm_tenant.usage->trim, seen = __atomic_load_n(trim, __ATOMIC_ACQUIRE), now;
+
+    (void)argument;
+    prctl(PR_SET_NAME, "hamirt");
+    REAL(cuThreadExchangeStreamCaptureMode(&relaxed));
+    nvml_ready();
+    for (;;) {
+        uint32_t pending = __atomic_exchange_n(&unmeasured, 0, __ATOMIC_ACQ_REL);
+
+        for (int device = 0; device < HM_DEVICES; device++)
+            if (pending & 1u << device)
+                measure_context(device);
+        syscall(SYS_futex, trim, FUTEX_WAIT, seen, NULL, NULL, 0);
+        now = __atomic_load_n(trim, __ATOMIC_ACQUIRE); /* pairs with the release of who asks for a trim */
+        if (now == seen)
+            continue;
+        seen = now;
+        hm_pool_trim(-1);
+        hm_graph_trim(-1);
+    }
+    return NULL;
+}
+
+static bool helper_runs;
+
+void
+hm_helper_start(void)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    pthread_t thread;
+
+    if (__atomic_exchange_n(&helper_runs, true, __ATOMIC_ACQ_REL))
+        return;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's signals are for its own threads */
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, HELPER_STACK_BYTES);
+    if (pthread_create(&thread, &attributes, helper, NULL) != 0)
+        nvml_ready(); /* no thread to be had: measure here, later */
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+void
+hm_helper_after_fork_child(void)
+{
+    helper_runs = false;
+    unmeasured = 0;
+    memset(creating, 0, sizeof(creating));
+    pthread_mutex_init(&mutex, NULL);
+}
