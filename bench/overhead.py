@@ -13,6 +13,7 @@ import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from bench import measure
@@ -75,7 +76,7 @@ def take_rounds(
         figures: dict[str, Figures] = {}
         for role in order:
             argv = tenant_argv(setup, command, mem, f"overhead-{number}") if role == "H" else command
-            ended = _on_cpus(cpus, lambda argv=argv: run(argv, env, TIMEOUT_S))
+            ended = _on_cpus(cpus, partial(run, argv, env, TIMEOUT_S))
             found = figures_of(ended)
             if found is None:
                 failed.append({"role": role, "round": number, **ended.as_dict()})

@@ -145,7 +145,8 @@ def _build_shim(package: Path) -> None:
     out = package / SHIM_LIBRARY
     sources = sorted([*SHIM.glob("*.c"), *SHIM.glob("*.S")])
     version_script = SHIM / "libhamirt.map"
-    flags = [*BASE_FLAGS, *_variable_flags(), "-Wl,-soname,libhamirt.so", f"-Wl,--version-script={version_script}"]
+    flags = [*BASE_FLAGS, *_variable_flags(), "-Wl,-Bsymbolic-functions", "-Wl,-soname,libhamirt.so"]
+    flags.append(f"-Wl,--version-script={version_script}")
     if not _is_fresh(out, SHIM.iterdir(), flags):
         _compile(out, sources, flags, [f"-I{SHIM}", f"-I{header_dir()}"], SYSTEM_LIBRARIES)
 
@@ -251,6 +252,7 @@ def _load_module(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.exists():
         raise BuildError(f"{path} is missing from this tree")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 

@@ -1,7 +1,6 @@
 """Where things lie: the root folder of the node's state, the native libraries, the tenant we are in."""
 
 import os
-import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +87,10 @@ def tenant_dir(env: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def _answers(path: Path) -> bool:
+    import socket  # late: it is only needed by users other than root
+
+    if not path.exists():
+        return False
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(0.2)
         try:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def note(root: Path, measured: dict[str, int]) -> None:
     updated = known | {key: size for key, size in measured.items() if _is_credible(size)}
     if updated == known:
         return
-    partial = root / f".{_FILE}.{secrets.token_hex(4)}"
+    partial = root / f".{_FILE}.{os.urandom(4).hex()}"
     with suppress(OSError):
         try:
             partial.write_text(json.dumps({"schema": 1, "context_bytes": updated}, indent=1, sort_keys=True) + "\n")

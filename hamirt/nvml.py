@@ -90,10 +90,12 @@ def _mig(handle: Any) -> bool:
 
 def _processes(handle: Any) -> tuple[CardProcess, ...]:
     found: dict[int, int | None] = {}
-    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
-        with suppress(pynvml.NVMLError):  # a list that this driver or card doesn't have
-            for process in ask(handle):
-                found[process.pid] = process.usedGpuMemory
+    for kind in ("Compute", "Graphics"):
+        for version in ("v3", "v2"):  # the older one for drivers before 510
+            with suppress(pynvml.NVMLError):  # a list that this driver or card doesn't have
+                ask = getattr(pynvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
+                found |= {process.pid: process.usedGpuMemory for process in ask(handle)}
+                break
     return tuple(CardProcess(pid, used) for pid, used in sorted(found.items()))
 
 

@@ -6,7 +6,6 @@ from hamirt.model import (
     Card,
     Driver,
     Enforcement,
-    KindBytes,
     Level,
     Limit,
     Node,
@@ -72,7 +71,7 @@ def _tenant_card(
     processes = tuple(_process(slot, position, card, pids) for slot in slots)
     overhead = sum(use.overhead_bytes for use in uses)
     used = sum(use.used_bytes for use in uses)
-    pools = min(sum(_pools(use.kinds) for use in uses), used)
+    pools = min(sum(use.kinds.pools for use in uses), used)
     footprint = _footprint(processes)
     held = max(used + overhead, footprint or 0)
     over = limit.memory_bytes is not None and held > limit.memory_bytes
@@ -95,10 +94,6 @@ def _tenant_card(
 def _is_on(use: Use) -> bool:
     """Return whether a process uses, used or was refused anything on this device."""
     return bool(use.used_bytes or use.overhead_bytes or use.contexts or use.denials)
-
-
-def _pools(kinds: KindBytes) -> int:
-    return kinds.pool + kinds.graph
 
 
 def _process(slot: Slot, position: int, card: Card | None, pids: Pids) -> ProcessView:

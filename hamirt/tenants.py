@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +56,7 @@ def create(root: Path, name: str | None, command: tuple[str, ...], limits: Limit
             chosen = name or _free_name(command[0], taken)
             if chosen in taken:
                 raise HamirtError(f"a tenant named {chosen} is running already: choose another --name")
-            identity = f"{chosen}-{secrets.token_hex(3)}"
+            identity = f"{chosen}-{os.urandom(3).hex()}"
             record = TenantRecord(identity, chosen, os.getpid(), command, notes.simulated, notes.unenforced)
             return _make_folder(root / "tenants" / identity, record, limits)
     except OSError as error:

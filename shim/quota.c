@@ -100,11 +100,36 @@ reap(void)
     hm_ledger_unlock();
 }
 
+/* What this process was granted may be used without asking: far from the cap, and the cap has not changed since. */
+static bool
+grant_is_good(int device)
+{
+    static uint32_t seen[HM_DEVICES]; /* the epoch of the limits page at the last look */
+    uint32_t epoch = __atomic_load_n(&hm_tenant.limits->epoch, __ATOMIC_ACQUIRE);
+
+    if (HM_LIKELY(__atomic_load_n(&seen[device], __ATOMIC_RELAXED) == epoch))
+        return __atomic_load_n(&hm_tenant.usage->device[device].near, __ATOMIC_RELAXED) == 0;
+    __atomic_store_n(&seen[device], epoch, __ATOMIC_RELAXED);
+    return false;
+}
+
+/* Leaves at least HM_NEAR_BYTES free. Says in the page whether there is so much, for all processes of the tenant. */
+static bool
+take_far(int device, struct hm_use *use, uint32_t units)
+{
+    uint32_t *near = &hm_tenant.usage->device[device].near, was = __atomic_load_n(near, __ATOMIC_RELAXED);
+    bool far = hm_ledger_grow(device, use, units, HM_NEAR_BYTES);
+
+    if (far == (was != 0))
+        __atomic_store_n(near, !far, __ATOMIC_RELAXED);
+    return far;
+}
+
 /* hurry: take the first no for an answer. */
 static bool
 take(int device, struct hm_use *use, uint32_t units, bool hurry)
 {
-    if (HM_LIKELY(hm_ledger_take(use, units)) || hm_ledger_grow(device, use, units, HM_NEAR_BYTES))
+    if (HM_LIKELY(grant_is_good(device) && hm_ledger_take(use, units)) || take_far(device, use, units))
         return true;
     hm_overhead_refresh(device);
     if (hm_ledger_grow(device, use, units, 0))

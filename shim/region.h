@@ -88,7 +88,7 @@ struct hm_slot {
 struct hm_usage_device {
     uint64_t context_bytes; /* the last context measured here; 0: none */
     uint32_t estimated;     /* 1: NVML does not show our processes, so overhead is what was predicted */
-    uint32_t unused;
+    uint32_t near;          /* 1: less than HM_NEAR_BYTES were left at the last look, so every grant asks NVML */
 };
 
 /* rw/usage. One writer: the tenant's shims. */

@@ -84,6 +84,8 @@ hm_handle_drop(uint64_t handle)
 {
     struct entry *entry = find(handle);
 
+    if (entry == NULL)
+        return;
     entry->object = NULL;
     entry->generation++;
     entry->next_free = first_free;

@@ -27,6 +27,7 @@ enum hm_kind {
 
 /* `owner` is the context that takes the object with it when it is destroyed, or NULL. */
 uint64_t hm_handle_make(enum hm_kind kind, void *object, struct hm_context *owner);
+/* Nothing happens for a handle that is not in the table, e.g. the legacy stream's. */
 void hm_handle_drop(uint64_t handle);
 /* The object, or NULL when the handle is not a living one of that kind. */
 void *hm_handle_object(enum hm_kind kind, uint64_t handle);

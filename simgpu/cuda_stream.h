@@ -84,6 +84,8 @@ struct hm_stream {
     struct hm_op *first;
     struct hm_op *last;
     struct hm_capture *capture;
+    struct hm_node **tail; /* while capturing: what the next operation depends on */
+    size_t tail_count;
 };
 
 /* The stream a handle names in this call, and its context. Handles 0, 1 and 2 are the current

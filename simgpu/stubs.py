@@ -71,7 +71,7 @@ def _preprocess(cc: str, header_dir: Path, source: str) -> str:
 def _parameter(text: str, position: int) -> tuple[str, str]:
     """('const char *', 'name'), with a name made up when the header gives none."""
     match = re.fullmatch(r"(.*?[\s*])(\w+)((?:\[\w*\])?)", text.strip(), re.DOTALL)
-    if match is None or match[1].strip() in ("", "const", "struct", "unsigned"):
+    if match is None or match[2] in ("int", "char", "long", "short"):
         return text.strip(), f"argument{position}"
     kind = re.sub(r"\s+", " ", match[1]).strip()
     return (f"{kind} *" if match[3] else kind), match[2]
