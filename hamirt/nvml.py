@@ -20,8 +20,9 @@ NO_DRIVER = "no NVIDIA driver answers on this machine"
 
 @contextmanager
 def _session(sim_dir: Path | None) -> Iterator[None]:
-    if sim_dir is not None and pynvml.nvmlLib is None:
+    if sim_dir is not None:
         path = sim_dir / SIM_LIBRARY
+        assert pynvml.nvmlLib is None or pynvml.nvmlLib._name == str(path)
         try:
             pynvml.nvmlLib = ctypes.CDLL(str(path))
         except OSError as error:

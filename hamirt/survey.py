@@ -122,3 +122,14 @@ def _enforcement(pages: TenantPages, position: int, limit: Limit, *, over: bool)
     if pages.usage.devices[position].estimated:
         return Enforcement(Level.PARTIAL, "overhead is estimated, since NVML does not show these processes")
     return Enforcement(Level.FULL, None)
+
+
+def owners(node: Node) -> dict[int, str]:
+    """Map the pids of tenants' processes to the tenants' ids."""
+    return {
+        process.pid: tenant.id
+        for tenant in node.tenants
+        for card in tenant.cards
+        for process in card.processes
+        if process.pid is not None
+    }

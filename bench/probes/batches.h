@@ -46,7 +46,8 @@ hm_print_end(void)
  * batches; with settle_counts it belongs to the time, as for the throughput of launches.
  */
 static inline void
-hm_series(const char *name, int batches, int calls, void (*call)(void), void (*settle)(void), int settle_counts)
+hm_series(const char *name, int batches, int calls, void (*call)(void), void (*settle)(void),
+          int settle_counts)
 {
     double *values = (double *)calloc((size_t)batches, sizeof *values);
 

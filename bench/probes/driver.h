@@ -18,85 +18,85 @@
 #include <time.h>
 
 /* cuda.h's macros give each name its version and stream mode; #name still shows the name without them. */
-#define HM_ENTRIES(X)                                                                                                  \
-    X(cuInit)                                                                                                          \
-    X(cuDriverGetVersion)                                                                                              \
-    X(cuGetErrorName)                                                                                                  \
-    X(cuDeviceGet)                                                                                                     \
-    X(cuDeviceGetCount)                                                                                                \
-    X(cuDeviceGetName)                                                                                                 \
-    X(cuDeviceGetUuid)                                                                                                 \
-    X(cuDeviceTotalMem)                                                                                                \
-    X(cuDeviceGetDefaultMemPool)                                                                                       \
-    X(cuDeviceGetGraphMemAttribute)                                                                                    \
-    X(cuDeviceGraphMemTrim)                                                                                            \
-    X(cuDevicePrimaryCtxRetain)                                                                                        \
-    X(cuDevicePrimaryCtxRelease)                                                                                       \
-    X(cuCtxSetCurrent)                                                                                                 \
-    X(cuCtxSynchronize)                                                                                                \
-    X(cuCtxSetLimit)                                                                                                   \
-    X(cuCtxGetLimit)                                                                                                   \
-    X(cuModuleLoadData)                                                                                                \
-    X(cuModuleUnload)                                                                                                  \
-    X(cuModuleGetFunction)                                                                                             \
-    X(cuLaunchKernel)                                                                                                  \
-    X(cuStreamCreate)                                                                                                  \
-    X(cuStreamDestroy)                                                                                                 \
-    X(cuStreamSynchronize)                                                                                             \
-    X(cuStreamBeginCapture)                                                                                            \
-    X(cuStreamEndCapture)                                                                                              \
-    X(cuEventCreate)                                                                                                   \
-    X(cuEventRecord)                                                                                                   \
-    X(cuEventSynchronize)                                                                                              \
-    X(cuEventDestroy)                                                                                                  \
-    X(cuMemGetInfo)                                                                                                    \
-    X(cuMemAlloc)                                                                                                      \
-    X(cuMemAllocPitch)                                                                                                 \
-    X(cuMemAllocManaged)                                                                                               \
-    X(cuMemFree)                                                                                                       \
-    X(cuMemcpyHtoD)                                                                                                    \
-    X(cuMemcpyDtoH)                                                                                                    \
-    X(cuMemcpyDtoD)                                                                                                    \
-    X(cuMemcpyDtoHAsync)                                                                                               \
-    X(cuMemcpy2D)                                                                                                      \
-    X(cuMemcpy3D)                                                                                                      \
-    X(cuMemsetD32)                                                                                                     \
-    X(cuMemsetD32Async)                                                                                                \
-    X(cuMemAllocAsync)                                                                                                 \
-    X(cuMemFreeAsync)                                                                                                  \
-    X(cuMemAllocFromPoolAsync)                                                                                         \
-    X(cuMemPoolCreate)                                                                                                 \
-    X(cuMemPoolDestroy)                                                                                                \
-    X(cuMemPoolTrimTo)                                                                                                 \
-    X(cuMemPoolSetAttribute)                                                                                           \
-    X(cuMemPoolGetAttribute)                                                                                           \
-    X(cuMemGetAllocationGranularity)                                                                                   \
-    X(cuMemCreate)                                                                                                     \
-    X(cuMemRelease)                                                                                                    \
-    X(cuMemRetainAllocationHandle)                                                                                     \
-    X(cuMemAddressReserve)                                                                                             \
-    X(cuMemAddressFree)                                                                                                \
-    X(cuMemMap)                                                                                                        \
-    X(cuMemUnmap)                                                                                                      \
-    X(cuMemSetAccess)                                                                                                  \
-    X(cuMemExportToShareableHandle)                                                                                    \
-    X(cuMemImportFromShareableHandle)                                                                                  \
-    X(cuIpcGetMemHandle)                                                                                               \
-    X(cuIpcOpenMemHandle)                                                                                              \
-    X(cuIpcCloseMemHandle)                                                                                             \
-    X(cuArrayCreate)                                                                                                   \
-    X(cuArray3DCreate)                                                                                                 \
-    X(cuArrayDestroy)                                                                                                  \
-    X(cuMipmappedArrayCreate)                                                                                          \
-    X(cuMipmappedArrayGetLevel)                                                                                        \
-    X(cuMipmappedArrayDestroy)                                                                                         \
-    X(cuGraphCreate)                                                                                                   \
-    X(cuGraphDestroy)                                                                                                  \
-    X(cuGraphAddMemAllocNode)                                                                                          \
-    X(cuGraphAddMemFreeNode)                                                                                           \
-    X(cuGraphAddKernelNode)                                                                                            \
-    X(cuGraphInstantiateWithFlags)                                                                                     \
-    X(cuGraphExecDestroy)                                                                                              \
+#define HM_ENTRIES(X)                 \
+    X(cuInit)                         \
+    X(cuDriverGetVersion)             \
+    X(cuGetErrorName)                 \
+    X(cuDeviceGet)                    \
+    X(cuDeviceGetCount)               \
+    X(cuDeviceGetName)                \
+    X(cuDeviceGetUuid)                \
+    X(cuDeviceTotalMem)               \
+    X(cuDeviceGetDefaultMemPool)      \
+    X(cuDeviceGetGraphMemAttribute)   \
+    X(cuDeviceGraphMemTrim)           \
+    X(cuDevicePrimaryCtxRetain)       \
+    X(cuDevicePrimaryCtxRelease)      \
+    X(cuCtxSetCurrent)                \
+    X(cuCtxSynchronize)               \
+    X(cuCtxSetLimit)                  \
+    X(cuCtxGetLimit)                  \
+    X(cuModuleLoadData)               \
+    X(cuModuleUnload)                 \
+    X(cuModuleGetFunction)            \
+    X(cuLaunchKernel)                 \
+    X(cuStreamCreate)                 \
+    X(cuStreamDestroy)                \
+    X(cuStreamSynchronize)            \
+    X(cuStreamBeginCapture)           \
+    X(cuStreamEndCapture)             \
+    X(cuEventCreate)                  \
+    X(cuEventRecord)                  \
+    X(cuEventSynchronize)             \
+    X(cuEventDestroy)                 \
+    X(cuMemGetInfo)                   \
+    X(cuMemAlloc)                     \
+    X(cuMemAllocPitch)                \
+    X(cuMemAllocManaged)              \
+    X(cuMemFree)                      \
+    X(cuMemcpyHtoD)                   \
+    X(cuMemcpyDtoH)                   \
+    X(cuMemcpyDtoD)                   \
+    X(cuMemcpyDtoHAsync)              \
+    X(cuMemcpy2D)                     \
+    X(cuMemcpy3D)                     \
+    X(cuMemsetD32)                    \
+    X(cuMemsetD32Async)               \
+    X(cuMemAllocAsync)                \
+    X(cuMemFreeAsync)                 \
+    X(cuMemAllocFromPoolAsync)        \
+    X(cuMemPoolCreate)                \
+    X(cuMemPoolDestroy)               \
+    X(cuMemPoolTrimTo)                \
+    X(cuMemPoolSetAttribute)          \
+    X(cuMemPoolGetAttribute)          \
+    X(cuMemGetAllocationGranularity)  \
+    X(cuMemCreate)                    \
+    X(cuMemRelease)                   \
+    X(cuMemRetainAllocationHandle)    \
+    X(cuMemAddressReserve)            \
+    X(cuMemAddressFree)               \
+    X(cuMemMap)                       \
+    X(cuMemUnmap)                     \
+    X(cuMemSetAccess)                 \
+    X(cuMemExportToShareableHandle)   \
+    X(cuMemImportFromShareableHandle) \
+    X(cuIpcGetMemHandle)              \
+    X(cuIpcOpenMemHandle)             \
+    X(cuIpcCloseMemHandle)            \
+    X(cuArrayCreate)                  \
+    X(cuArray3DCreate)                \
+    X(cuArrayDestroy)                 \
+    X(cuMipmappedArrayCreate)         \
+    X(cuMipmappedArrayGetLevel)       \
+    X(cuMipmappedArrayDestroy)        \
+    X(cuGraphCreate)                  \
+    X(cuGraphDestroy)                 \
+    X(cuGraphAddMemAllocNode)         \
+    X(cuGraphAddMemFreeNode)          \
+    X(cuGraphAddKernelNode)           \
+    X(cuGraphInstantiateWithFlags)    \
+    X(cuGraphExecDestroy)             \
     X(cuGraphLaunch)
 
 #define HM_TEXT2(name) #name
@@ -122,11 +122,12 @@ hm_error(CUresult code)
     return name;
 }
 
-#define CHECK(call)                                                                                                    \
-    do {                                                                                                               \
-        CUresult hm_code_ = (call);                                                                                    \
-        if (hm_code_ != CUDA_SUCCESS)                                                                                  \
-            hm_die("%s:%d: %s: %d %s", __FILE__, __LINE__, #call, (int)hm_code_, hm_error(hm_code_));                  \
+#define CHECK(call)                                                              \
+    do {                                                                         \
+        CUresult hm_code_ = (call);                                              \
+        if (hm_code_ != CUDA_SUCCESS)                                            \
+            hm_die("%s:%d: %s: %d %s", __FILE__, __LINE__, #call, (int)hm_code_, \
+                   hm_error(hm_code_));                                          \
     } while (0)
 
 /* Fills cu. An entry that this driver lacks stays NULL; calling it would crash, so probes of new entries look first. */
@@ -144,7 +145,8 @@ hm_load(void)
     if (library == NULL)
         hm_die("libcuda.so.1: %s", dlerror());
     if (route != NULL && strcmp(route, "proc") == 0) {
-        CUresult (*lookup)(const char *, void **, int, cuuint64_t, CUdriverProcAddressQueryResult *);
+        CUresult (*lookup)(const char *, void **, int, cuuint64_t,
+                           CUdriverProcAddressQueryResult *);
         void *entry;
 
         *(void **)&lookup = dlsym(library, "cuGetProcAddress_v2");
@@ -155,9 +157,9 @@ hm_load(void)
 #else
 #define HM_MODE CU_GET_PROC_ADDRESS_LEGACY_STREAM
 #endif
-#define HM_ASK(name)                                                                                                   \
-    entry = NULL;                                                                                                      \
-    if (lookup(#name, &entry, CUDA_VERSION, HM_MODE, NULL) == CUDA_SUCCESS)                                            \
+#define HM_ASK(name)                                                        \
+    entry = NULL;                                                           \
+    if (lookup(#name, &entry, CUDA_VERSION, HM_MODE, NULL) == CUDA_SUCCESS) \
         *(void **)&cu.name = entry;
         HM_ENTRIES(HM_ASK)
 #undef HM_ASK

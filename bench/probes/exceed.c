@@ -156,7 +156,7 @@ main(int argc, char **argv)
     hm_sleep_ms(hold_ms);
     printf("HMRESULT {\"obtained_bytes\": %zu, \"code\": \"%s\", \"step\": \"%s\", "
            "\"phases_ns\": {\"filled\": %llu, \"tried\": %llu, \"end\": %llu}}\n",
-           obtained, hm_error(code), step, (unsigned long long)filled_ns, (unsigned long long)tried_ns,
-           (unsigned long long)hm_now_ns());
+           obtained, hm_error(code), step, (unsigned long long)filled_ns,
+           (unsigned long long)tried_ns, (unsigned long long)hm_now_ns());
     return 0;
 }

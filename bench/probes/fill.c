@@ -32,7 +32,8 @@ take_vmm(struct piece *piece, size_t bytes)
 {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device}};
-    CUmemAccessDesc access = {.location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUmemAccessDesc access = {.location = prop.location,
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     CUresult code = cu.cuMemCreate(&piece->handle, bytes, &prop, 0);
 
     if (code != CUDA_SUCCESS)
@@ -132,9 +133,10 @@ static int steps;
 static void
 print_step(const char *name, const char *phase, CUresult code)
 {
-    printf("%s{\"name\": \"%s\", \"phase\": \"%s\", \"ok\": %s, \"error\": %s%s%s}", steps++ == 0 ? "" : ", ", name,
-           phase, code == CUDA_SUCCESS ? "true" : "false", code == CUDA_SUCCESS ? "null" : "\"",
-           code == CUDA_SUCCESS ? "" : hm_error(code), code == CUDA_SUCCESS ? "" : "\"");
+    printf("%s{\"name\": \"%s\", \"phase\": \"%s\", \"ok\": %s, \"error\": %s%s%s}",
+           steps++ == 0 ? "" : ", ", name, phase, code == CUDA_SUCCESS ? "true" : "false",
+           code == CUDA_SUCCESS ? "null" : "\"", code == CUDA_SUCCESS ? "" : hm_error(code),
+           code == CUDA_SUCCESS ? "" : "\"");
 }
 
 /* Loads a module and launches from it; `small` are words that are ours already. */
@@ -201,11 +203,14 @@ main(int argc, char **argv)
     hm_sleep_ms(hold_ms);
     end_ns = hm_now_ns();
 
-    printf("], \"obtained_bytes\": %zu, \"limit_reached\": %s, ", obtained, refused == CUDA_SUCCESS ? "true" : "false");
+    printf("], \"obtained_bytes\": %zu, \"limit_reached\": %s, ", obtained,
+           refused == CUDA_SUCCESS ? "true" : "false");
     printf("\"oom\": {\"type\": \"%s\", \"message\": \"%d\"}, ", hm_error(refused), (int)refused);
-    printf("\"again\": {\"ok\": %s, \"error\": \"%s\"}, ", again == CUDA_SUCCESS ? "true" : "false", hm_error(again));
-    printf("\"phases_ns\": {\"context\": %llu, \"filled\": %llu, \"room\": %llu, \"freed\": %llu, \"end\": %llu}}\n",
-           (unsigned long long)context_ns, (unsigned long long)filled_ns, (unsigned long long)room_ns,
-           (unsigned long long)freed_ns, (unsigned long long)end_ns);
+    printf("\"again\": {\"ok\": %s, \"error\": \"%s\"}, ", again == CUDA_SUCCESS ? "true" : "false",
+           hm_error(again));
+    printf("\"phases_ns\": {\"context\": %llu, \"filled\": %llu, \"room\": %llu, \"freed\": %llu, "
+           "\"end\": %llu}}\n",
+           (unsigned long long)context_ns, (unsigned long long)filled_ns,
+           (unsigned long long)room_ns, (unsigned long long)freed_ns, (unsigned long long)end_ns);
     return 0;
 }

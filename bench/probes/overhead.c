@@ -166,7 +166,8 @@ main(int argc, char **argv)
         settle();
         hm_series("malloc_free_4KiB", 31, 64, malloc_4k, settle, 0);
         hm_series("malloc_free_64MiB", 31, 32, malloc_64m, settle, 0);
-        hm_series("malloc_async_free_async_1MiB", 31, 2000, malloc_async_1m, NULL, 0); /* a sync empties the pool */
+        hm_series("malloc_async_free_async_1MiB", 31, 2000, malloc_async_1m, NULL,
+                  0); /* a sync empties the pool */
         hm_series("mem_get_info", 31, 500, mem_get_info, NULL, 0);
         hm_series("launch_throughput", 41, 5000, launch, settle, 1);
         hm_series("launch_sync", 31, 500, launch_sync, settle, 0);

@@ -50,7 +50,7 @@ footprint(pid_t pid)
     nvmlProcessInfo_t list[256];
     unsigned int count = 256;
     nvmlReturn_t (*get)(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *) =
-        (nvmlReturn_t(*)(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *))symbol(
+        (nvmlReturn_t (*)(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *))symbol(
             nvml, "nvmlDeviceGetComputeRunningProcesses_v3");
 
     if (get(card, &count, list) != NVML_SUCCESS)
@@ -70,8 +70,9 @@ mine(void)
 static void
 alloc_rule(void)
 {
-    static const size_t sizes[] = {512,     4096,    65536,   262144,  524288,  786432,  1048064, 1048576,
-                                   1049088, 1572864, 2097152, 2097664, 3145728, 4194304, 5242880, 33554432};
+    static const size_t sizes[] = {512,     4096,    65536,   262144,  524288,  786432,
+                                   1048064, 1048576, 1049088, 1572864, 2097152, 2097664,
+                                   3145728, 4194304, 5242880, 33554432};
 
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         CUdeviceptr pointers[64];
@@ -79,7 +80,8 @@ alloc_rule(void)
 
         for (int n = 0; n < 64; n++)
             V2(cuMemAlloc)(&pointers[n], sizes[i]);
-        printf("{\"rule\": \"linear\", \"bytes\": %zu, \"count\": 64, \"kib\": %ld", sizes[i], mine() - before);
+        printf("{\"rule\": \"linear\", \"bytes\": %zu, \"count\": 64, \"kib\": %ld", sizes[i],
+               mine() - before);
         for (int n = 0; n < 64; n++)
             V2(cuMemFree)(pointers[n]);
         printf(", \"after_free_kib\": %ld}\n", mine() - before);
@@ -93,7 +95,8 @@ alloc_rule(void)
             ((__typeof__(&cuMemsetD8))symbol(cuda, "cuMemsetD8_v2"))(pointers[n], 1, sizes[i]);
         }
         CU(cuCtxSynchronize)();
-        printf("{\"rule\": \"managed\", \"bytes\": %zu, \"count\": 16, \"kib\": %ld", sizes[i], mine() - before);
+        printf("{\"rule\": \"managed\", \"bytes\": %zu, \"count\": 16, \"kib\": %ld", sizes[i],
+               mine() - before);
         for (int n = 0; n < 16; n++)
             V2(cuMemFree)(pointers[n]);
         printf(", \"after_free_kib\": %ld}\n", mine() - before);
@@ -103,7 +106,8 @@ alloc_rule(void)
 static void
 pool_rule(void)
 {
-    static const size_t sizes[] = {512, 1048576, 33554432, 40000000, 104857600, 209715200, 1073741824};
+    static const size_t sizes[] = {512,       1048576,   33554432,  40000000,
+                                   104857600, 209715200, 1073741824};
     CUmemoryPool pool;
 
     CU(cuDeviceGetMemPool)(&pool, device);
@@ -117,14 +121,16 @@ pool_rule(void)
         one = mine() - before;
         CU(cuMemAllocAsync)(&second, sizes[i], NULL);
         CU(cuMemPoolGetAttribute)(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &two);
-        printf("{\"rule\": \"pool\", \"bytes\": %zu, \"reserved\": %lu, \"kib\": %ld, \"reserved_two\": %lu, "
+        printf("{\"rule\": \"pool\", \"bytes\": %zu, \"reserved\": %lu, \"kib\": %ld, "
+               "\"reserved_two\": %lu, "
                "\"kib_two\": %ld",
                sizes[i], (unsigned long)reserved, one, (unsigned long)two, mine() - before);
         CU(cuMemFreeAsync)(pointer, NULL);
         CU(cuMemFreeAsync)(second, NULL);
         CU(cuCtxSynchronize)();
         CU(cuMemPoolGetAttribute)(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved);
-        printf(", \"after_sync_reserved\": %lu, \"after_sync_kib\": %ld}\n", (unsigned long)reserved, mine() - before);
+        printf(", \"after_sync_reserved\": %lu, \"after_sync_kib\": %ld}\n",
+               (unsigned long)reserved, mine() - before);
     }
 }
 
@@ -134,7 +140,8 @@ array_rule(void)
     static const unsigned sides[] = {16, 100, 512, 1000, 1024, 4096};
 
     for (size_t i = 0; i < sizeof(sides) / sizeof(sides[0]); i++) {
-        CUDA_ARRAY3D_DESCRIPTOR d = {.Width = sides[i], .Height = sides[i], .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 4};
+        CUDA_ARRAY3D_DESCRIPTOR d = {
+            .Width = sides[i], .Height = sides[i], .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 4};
         CUDA_ARRAY_MEMORY_REQUIREMENTS need = {0};
         CUarray array, twin;
         long before = mine();
@@ -144,9 +151,11 @@ array_rule(void)
         d.Flags = CUDA_ARRAY3D_DEFERRED_MAPPING;
         twin_result = V2(cuArray3DCreate)(&twin, &d);
         need_result = CU(cuArrayGetMemoryRequirements)(&need, twin, device);
-        printf("{\"rule\": \"array\", \"side\": %u, \"float4_bytes\": %u, \"kib\": %ld, \"twin\": %d, \"requirements\": %d, "
+        printf("{\"rule\": \"array\", \"side\": %u, \"float4_bytes\": %u, \"kib\": %ld, \"twin\": "
+               "%d, \"requirements\": %d, "
                "\"required\": %zu}\n",
-               sides[i], sides[i] * sides[i] * 16, mine() - before, twin_result, need_result, need.size);
+               sides[i], sides[i] * sides[i] * 16, mine() - before, twin_result, need_result,
+               need.size);
         CU(cuArrayDestroy)(array);
         if (twin_result == CUDA_SUCCESS)
             CU(cuArrayDestroy)(twin);
@@ -158,7 +167,10 @@ send_fd(int channel, int fd)
 {
     char byte = 0, control[CMSG_SPACE(sizeof(int))] = {0};
     struct iovec part = {&byte, 1};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
     struct cmsghdr *head = CMSG_FIRSTHDR(&message);
 
     head->cmsg_level = SOL_SOCKET;
@@ -174,7 +186,10 @@ receive_fd(int channel)
 {
     char byte, control[CMSG_SPACE(sizeof(int))];
     struct iovec part = {&byte, 1};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
     int fd;
 
     if (recvmsg(channel, &message, 0) <= 0)
@@ -220,23 +235,29 @@ sharing_rule(void)
         open_card();
         before = mine();
         fd = receive_fd(channel[1]);
-        printf("{\"rule\": \"import\", \"when\": \"exported\", \"importer_kib\": %ld, \"exporter_kib\": %ld}\n",
+        printf("{\"rule\": \"import\", \"when\": \"exported\", \"importer_kib\": %ld, "
+               "\"exporter_kib\": %ld}\n",
                mine() - before, footprint(parent));
-        CU(cuMemImportFromShareableHandle)(&handle, (void *)(uintptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-        printf("{\"rule\": \"import\", \"when\": \"imported\", \"importer_kib\": %ld}\n", mine() - before);
+        CU(cuMemImportFromShareableHandle)(&handle, (void *)(uintptr_t)fd,
+                                           CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+        printf("{\"rule\": \"import\", \"when\": \"imported\", \"importer_kib\": %ld}\n",
+               mine() - before);
         CU(cuMemAddressReserve)(&address, bytes, 0, 0, 0);
         CU(cuMemMap)(address, bytes, 0, handle, 0);
-        printf("{\"rule\": \"import\", \"when\": \"mapped\", \"importer_kib\": %ld, \"exporter_kib\": %ld}\n",
+        printf("{\"rule\": \"import\", \"when\": \"mapped\", \"importer_kib\": %ld, "
+               "\"exporter_kib\": %ld}\n",
                mine() - before, footprint(parent));
         if (write(channel[1], "m", 1) != 1 || read(channel[1], &step, 1) != 1)
             _exit(1);
-        printf("{\"rule\": \"import\", \"when\": \"exporter released\", \"importer_kib\": %ld, \"exporter_kib\": %ld}\n",
+        printf("{\"rule\": \"import\", \"when\": \"exporter released\", \"importer_kib\": %ld, "
+               "\"exporter_kib\": %ld}\n",
                mine() - before, footprint(parent));
         fflush(stdout);
         _exit(0);
     }
     open_card();
-    printf("{\"rule\": \"import\", \"when\": \"exporter before\", \"exporter_kib\": %ld}\n", mine());
+    printf("{\"rule\": \"import\", \"when\": \"exporter before\", \"exporter_kib\": %ld}\n",
+           mine());
     if (CU(cuMemCreate)(&handle, bytes, &prop, 0) == CUDA_SUCCESS) {
         int fd = -1;
 
@@ -264,10 +285,13 @@ context_costs(void)
     middle = now_ms();
     NV(nvmlShutdown)();
     NV(nvmlInit_v2)();
-    printf("{\"rule\": \"nvml\", \"init_ms\": %.2f, \"again_ms\": %.2f}\n", middle - start, now_ms() - middle);
+    printf("{\"rule\": \"nvml\", \"init_ms\": %.2f, \"again_ms\": %.2f}\n", middle - start,
+           now_ms() - middle);
     before = mine();
-    ((CUresult(*)(CUcontext *, unsigned, CUdevice))symbol(cuda, "cuCtxCreate_v2"))(&second, 0, device);
-    printf("{\"rule\": \"context\", \"first_kib\": %ld, \"second_kib\": %ld", before, mine() - before);
+    ((CUresult (*)(CUcontext *, unsigned, CUdevice))symbol(cuda, "cuCtxCreate_v2"))(&second, 0,
+                                                                                    device);
+    printf("{\"rule\": \"context\", \"first_kib\": %ld, \"second_kib\": %ld", before,
+           mine() - before);
     V2(cuCtxDestroy)(second);
     printf(", \"second_destroyed_kib\": %ld", mine() - before);
     V2(cuDevicePrimaryCtxRelease)(device);

@@ -1,7 +1,8 @@
 /*
  * Many processes and threads at the cap: stress FILE PROCESSES THREADS SECONDS [SEED [KIND]]. Starts the workers,
  * waits, and prints one JSON object. FILE (zeros, one page or more) is shared with whoever measures from outside:
- * it waits for `ready` to reach PROCESSES, reads the overhead from NVML, writes `limit_bytes` and then `go`.
+ * it waits for `ready` to reach PROCESSES, reads the overhead from NVML, writes `limit_bytes` and then 1 to `go`; once
+ * `finished` has reached PROCESSES and everything is free again, it may look again and writes 2 to `go`.
  *
  * The oracle. Two sums over all threads: `upper` counts a request from before its call until after its free returned,
  * `live` from after its call until before its free. What any correct ledger holds lies between them. So `live` above the
@@ -12,10 +13,10 @@
  */
 #include "driver.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -64,6 +65,7 @@ struct worker {
     bool pooled;
     uint64_t random;
     CUcontext context;
+    CUstream stream;
 };
 
 static struct shared *shared;
@@ -141,7 +143,8 @@ allocate(struct slot *slot, struct held *held, CUstream stream)
     CUresult code;
 
     window_open(slot, held->bytes);
-    code = held->pooled ? cu.cuMemAllocAsync(&held->ptr, held->bytes, stream) : cu.cuMemAlloc(&held->ptr, held->bytes);
+    code = held->pooled ? cu.cuMemAllocAsync(&held->ptr, held->bytes, stream)
+                        : cu.cuMemAlloc(&held->ptr, held->bytes);
     window = window_close(slot);
     if (code == CUDA_SUCCESS) {
         raise_to(&shared->live_max, atomic_fetch_add(&shared->live, held->bytes) + held->bytes);
@@ -186,11 +189,10 @@ work(void *argument)
     struct worker *worker = argument;
     struct slot *slot = &shared->slots[worker->index];
     struct held held[MAX_HELD];
-    CUstream stream;
+    CUstream stream = worker->stream;
     int count = 0;
 
     CHECK(cu.cuCtxSetCurrent(worker->context));
-    CHECK(cu.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     while (hm_now_ns() < deadline_ns) {
         struct held *next = &held[count];
 
@@ -232,25 +234,34 @@ run_worker(int process, int threads, double seconds, uint64_t seed, bool mixed)
     struct worker workers[MAX_SLOTS] = {0};
     CUdevice device;
     CUcontext context = hm_start(&device);
-    CUdeviceptr warm;
+    struct held warm = {.bytes = BLOCK};
 
-    CHECK(cu.cuMemAlloc(&warm, BLOCK)); /* so that what a first allocation loads belongs to the overhead */
-    CHECK(cu.cuMemFree(warm));
-    atomic_fetch_add(&shared->ready, 1);
-    while (atomic_load(&shared->go) == 0)
-        hm_sleep_ms(1);
-    deadline_ns = hm_now_ns() + (uint64_t)(seconds * 1e9);
     for (int i = 0; i < threads; i++) {
         workers[i].index = process * threads + i;
         workers[i].pooled = mixed && i % 2 == 1;
         workers[i].random = seed * 1000003 + (uint64_t)workers[i].index * 7919 + 1;
         workers[i].context = context;
+        CHECK(cu.cuStreamCreate(&workers[i].stream, CU_STREAM_NON_BLOCKING));
+    }
+    /* What a first allocation loads belongs to the overhead. */
+    for (int pooled = 0; pooled <= mixed; pooled++) {
+        warm.pooled = pooled;
+        if (allocate(&shared->slots[process * threads], &warm, workers[0].stream))
+            release(&shared->slots[process * threads], &warm, workers[0].stream);
+    }
+    atomic_fetch_add(&shared->ready, 1);
+    while (atomic_load(&shared->go) == 0)
+        hm_sleep_ms(1);
+    deadline_ns = hm_now_ns() + (uint64_t)(seconds * 1e9);
+    for (int i = 0; i < threads; i++) {
         if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0)
             hm_die("no thread");
     }
     for (int i = 0; i < threads; i++)
         pthread_join(workers[i].thread, NULL);
     atomic_fetch_add(&shared->finished, 1);
+    for (int waited_ms = 0; atomic_load(&shared->go) < 2 && waited_ms < 5000; waited_ms++)
+        hm_sleep_ms(1);
     return 0;
 }
 
@@ -273,20 +284,25 @@ print_result(int failed)
         raise_to((_Atomic uint64_t *)&sum.worst_refusal_ns, slot->worst_refusal_ns);
         raise_to((_Atomic uint64_t *)&sum.worst_free_ns, slot->worst_free_ns);
     }
-    printf("HMRESULT {\"failed_processes\": %d, \"allocations\": %llu, \"frees\": %llu, \"refusals\": %llu, ", failed,
-           (unsigned long long)sum.allocations, (unsigned long long)sum.frees, (unsigned long long)sum.refusals);
-    printf("\"wrong_refusals\": %llu, \"errors\": %llu, \"last_error\": %llu, ", (unsigned long long)sum.wrong,
-           (unsigned long long)sum.errors, (unsigned long long)sum.last_error);
-    printf("\"live_max_bytes\": %llu, \"live_end_bytes\": %llu, ", (unsigned long long)shared->live_max,
-           (unsigned long long)shared->live);
-    printf("\"worst_alloc_ns\": %llu, \"worst_refusal_ns\": %llu, \"worst_free_ns\": %llu, \"wrong\": [",
+    printf("HMRESULT {\"failed_processes\": %d, \"allocations\": %llu, \"frees\": %llu, "
+           "\"refusals\": %llu, ",
+           failed, (unsigned long long)sum.allocations, (unsigned long long)sum.frees,
+           (unsigned long long)sum.refusals);
+    printf("\"wrong_refusals\": %llu, \"errors\": %llu, \"last_error\": %llu, ",
+           (unsigned long long)sum.wrong, (unsigned long long)sum.errors,
+           (unsigned long long)sum.last_error);
+    printf("\"live_max_bytes\": %llu, \"live_end_bytes\": %llu, ",
+           (unsigned long long)shared->live_max, (unsigned long long)shared->live);
+    printf("\"worst_alloc_ns\": %llu, \"worst_refusal_ns\": %llu, \"worst_free_ns\": %llu, "
+           "\"wrong\": [",
            (unsigned long long)sum.worst_alloc_ns, (unsigned long long)sum.worst_refusal_ns,
            (unsigned long long)sum.worst_free_ns);
     for (uint64_t i = 0; i < kept && i < WRONG_KEPT; i++) {
         const struct wrong *wrong = &shared->wrong[i];
 
-        printf("%s{\"asked_bytes\": %llu, \"window_bytes\": %llu, \"limit_bytes\": %llu}", i == 0 ? "" : ", ",
-               (unsigned long long)wrong->asked, (unsigned long long)wrong->window, (unsigned long long)wrong->limit);
+        printf("%s{\"asked_bytes\": %llu, \"window_bytes\": %llu, \"limit_bytes\": %llu}",
+               i == 0 ? "" : ", ", (unsigned long long)wrong->asked,
+               (unsigned long long)wrong->window, (unsigned long long)wrong->limit);
     }
     printf("]}\n");
 }

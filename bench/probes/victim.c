@@ -8,12 +8,12 @@
  */
 #include "driver.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <signal.h>
 #include <unistd.h>
 
 #define MIB (1024ull * 1024)
@@ -67,7 +67,8 @@ run_hold(char **argv)
     int fd = open(argv[2], O_RDWR);
     int index = atoi(argv[3]);
     size_t bytes = strtoull(argv[4], NULL, 10);
-    _Atomic uint64_t *words = fd < 0 ? MAP_FAILED : mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    _Atomic uint64_t *words =
+        fd < 0 ? MAP_FAILED : mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     CUdeviceptr held, beat;
 
     if (words == MAP_FAILED)

@@ -60,8 +60,11 @@ copy_3d(CUarray array, size_t side, size_t depth, bool in)
 static void
 three_dimensions(void)
 {
-    CUDA_ARRAY3D_DESCRIPTOR shape = {
-        .Width = 64, .Height = 64, .Depth = 16, .Format = CU_AD_FORMAT_UNSIGNED_INT32, .NumChannels = 1};
+    CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = 64,
+                                     .Height = 64,
+                                     .Depth = 16,
+                                     .Format = CU_AD_FORMAT_UNSIGNED_INT32,
+                                     .NumChannels = 1};
     CUarray array;
 
     CHECK(cu.cuArray3DCreate(&array, &shape));

@@ -15,7 +15,8 @@ linear(const struct hm_kernels *kernels, CUstream stream, size_t words)
     CHECK(cu.cuMemcpyDtoD(two, one, words * 4));
     CHECK(cu.cuMemsetD32(two, 7, words / 2));
     printf("RESULT basic words=%zu one=%016llx two=%016llx\n", words,
-           (unsigned long long)hm_device_hash(one, words), (unsigned long long)hm_device_hash(two, words));
+           (unsigned long long)hm_device_hash(one, words),
+           (unsigned long long)hm_device_hash(two, words));
     CHECK(cu.cuMemFree(one));
     CHECK(cu.cuMemFree(two));
 }

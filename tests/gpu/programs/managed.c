@@ -18,8 +18,7 @@ main(void)
         ((uint32_t *)ptr)[i] = i;
     CHECK(hm_launch_words(kernels.fill, NULL, ptr, 0x3a3au, WORDS / 2));
     CHECK(cu.cuCtxSynchronize());
-    printf("RESULT managed hash=%016llx\n",
-           (unsigned long long)hm_hash((void *)ptr, WORDS * 4ull));
+    printf("RESULT managed hash=%016llx\n", (unsigned long long)hm_hash((void *)ptr, WORDS * 4ull));
     CHECK(cu.cuMemFree(ptr));
     return 0;
 }

@@ -54,7 +54,8 @@ main(int argc, char **argv)
 
     if (argc > 1) { /* after the exec */
         run_threads();
-        printf("RESULT processes exec=%016llx\n", (unsigned long long)hm_hash(hashes, sizeof hashes));
+        printf("RESULT processes exec=%016llx\n",
+               (unsigned long long)hm_hash(hashes, sizeof hashes));
         return 0;
     }
     for (int i = 0; i < CHILDREN; i++) {

@@ -11,7 +11,7 @@
 struct things things;
 struct foreign foreign;
 int foreign_pool_fd = -1, own_pool_fd = -1;
-char scratch[16][SCRATCH_BYTES];
+char scratch[16][SCRATCH_BYTES] __attribute__((aligned(64)));
 
 CUDA_MEMCPY2D copy_2d;
 CUDA_MEMCPY3D copy_3d;
@@ -40,7 +40,7 @@ CUmemcpyAttributes copy_attributes = {.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORD
 CUDA_MEMCPY3D_BATCH_OP copy_operation;
 CUstreamBatchMemOpParams write_operation;
 
-static const char code[] = ".version 7.0\n.target sm_52\n.address_size 64\n"
+const char passed_code[] = ".version 7.0\n.target sm_52\n.address_size 64\n"
                            ".visible .global .align 4 .u32 hm_word;\n"
                            ".visible .entry hm_spin(.param .u64 ns)\n{\n ret;\n}\n";
 
@@ -251,9 +251,9 @@ passed_make(void)
     TRY(cuDeviceGetDefaultMemPool(&standard, 0));
     if (standard != NULL)
         TRY(cuMemPoolSetAttribute(standard, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &keep));
-    TRY(cuModuleLoadData(&things.module, code));
+    TRY(cuModuleLoadData(&things.module, passed_code));
     TRY(cuModuleGetFunction(&things.function, things.module, "hm_spin"));
-    TRY(cuLibraryLoadData(&things.library, code, NULL, NULL, 0, NULL, NULL, 0));
+    TRY(cuLibraryLoadData(&things.library, passed_code, NULL, NULL, 0, NULL, NULL, 0));
     TRY(cuLibraryGetKernel(&things.kernel, things.library, "hm_spin"));
     TRY(cuTexRefCreate(&things.texref));
     TRY(cuMemPoolExportToShareableHandle(&own_pool_fd, things.pool, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));

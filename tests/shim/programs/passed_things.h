@@ -77,6 +77,7 @@ extern CUDA_EXT_SEM_SIGNAL_NODE_PARAMS signal_params;
 extern CUDA_EXT_SEM_WAIT_NODE_PARAMS wait_params;
 extern CUgraphNodeParams any_params;
 extern CUlaunchConfig launch;
+extern const char passed_code[]; /* PTX: hm_spin and the variable hm_word */
 extern void *kernel_arguments[2];
 extern CUDA_RESOURCE_DESC texture_source, surface_source;
 extern CUDA_TEXTURE_DESC texture_look;

@@ -1,0 +1,228 @@
+"""How exact the memory cap is: the footprint that NVML shows while allocators fill caps of 2, 8 and 40 GiB.
+
+    python3 -m bench.accuracy [--only NAME,...] [--caps 2,8,40] [--jobs 3] [--sim]
+
+This process carries no shim: it samples NVML over the tenant's processes while each filler asks until it is refused,
+runs kernels that it had not loaded, gives back and goes on. Every allocator also runs once without a cap, and has to
+go beyond it there, or its figures under a cap say nothing.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.allocators import (
+    ALLOCATORS,
+    CAPS_GIB,
+    CONTROL_GIB,
+    EXCEEDER_CAP_GIB,
+    EXCEEDERS,
+    OVERSHOOT_BYTES,
+    Allocator,
+    Exceeder,
+)
+from bench.machine import (
+    GIB,
+    MIB,
+    TOP,
+    Setup,
+    environment,
+    main_of,
+    mem_option,
+    parser,
+    print_bars,
+    setup_of,
+    table,
+    tenant_argv,
+    write,
+)
+from bench.measure import Bar
+from bench.process import Ended, Program
+from bench.sampler import BAR_HZ, Sampler, Trace
+from bench.verdicts import Row, bars_of
+
+TIMEOUT_S = 150.0
+HOLD_MS = 300
+CARD_BYTES = 76 * GIB
+"""What runs side by side asks for no more of the card than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one allocator: under a cap, or without one as the control."""
+
+    allocator: Allocator
+    cap_bytes: int
+    capped: bool
+
+    @property
+    def name(self) -> str:
+        """Return a name that `hamirt run --name` takes."""
+        kind = "cap" if self.capped else "control"
+        return f"{self.allocator.name}-{kind}-{self.cap_bytes // GIB}".replace(" ", "-").replace("_", "-").lower()
+
+    @property
+    def takes_bytes(self) -> int:
+        """Return what it may take of the card at most."""
+        return self.cap_bytes + OVERSHOOT_BYTES if self.capped else self.allocator.control_takes_bytes
+
+
+def jobs_of(allocators: Sequence[Allocator], caps_gib: Sequence[int]) -> list[Job]:
+    """Return all runs, the largest first so that small ones fill the gaps beside them."""
+    jobs = [Job(a, cap * GIB, True) for a in allocators for cap in caps_gib]
+    jobs += [Job(a, CONTROL_GIB * GIB, False) for a in allocators]
+    return sorted(jobs, key=lambda job: -job.takes_bytes)
+
+
+def run_job(setup: Setup, job: Job) -> Row:
+    """Run one filler while its footprint is sampled."""
+    limit_mib = (job.cap_bytes + OVERSHOOT_BYTES) // MIB
+    command = list(job.allocator.command)
+    if job.allocator.driver:
+        command = [setup.program(command[0]), *command[1:], str(limit_mib), str(HOLD_MS)]
+    else:
+        command += ["--limit-mib", str(limit_mib), "--hold-ms", str(HOLD_MS)]
+    mem = mem_option(job.cap_bytes) if job.capped else None
+    ended, trace = sampled(setup, tenant_argv(setup, command, mem, job.name), dict(job.allocator.env))
+    return Row(job.allocator, job.cap_bytes, job.capped, ended, ended.result(), trace)
+
+
+def run_exceeder(setup: Setup, exceeder: Exceeder) -> dict[str, Any]:
+    """Try one exceeder on a full tenant; return by how much the footprint went over the cap."""
+    cap = EXCEEDER_CAP_GIB * GIB
+    command = [setup.program("exceed"), exceeder.kind, str(exceeder.size)]
+    command += [str((cap + OVERSHOOT_BYTES) // MIB), str(HOLD_MS)]
+    name = f"exceed-{exceeder.kind}-{exceeder.size}"
+    ended, trace = sampled(setup, tenant_argv(setup, command, mem_option(cap), name), {})
+    found = ended.result() or {}
+    tried = found.get("phases_ns", {}).get("filled", 0)
+    return {
+        "name": exceeder.name,
+        "cap_bytes": cap,
+        "answer": f"{found['code']} at {found['step']}" if "code" in found else ended.why(),
+        "full_bytes": trace.peak_tree(0, tried),
+        "peak_bytes": trace.peak_tree(),
+        "over_cap_bytes": max(0, trace.peak_tree() - cap),
+        "trace": trace.summary(),
+        "ended": ended.as_dict(),
+    }
+
+
+def sampled(setup: Setup, argv: list[str], extra: dict[str, str]) -> tuple[Ended, Trace]:
+    """Run a command and return its end and what NVML said of it and of the card meanwhile."""
+    env = environment(setup, {"PYTHONPATH": python_path(), **extra})
+    with setup.nvml() as nvml:
+        baseline = nvml.memory(nvml.handle(setup.gpu)).used
+        with Program(argv, env, TOP) as program, Sampler(nvml, setup.gpu, program.pid, baseline) as sampler:
+            ended = program.finish(min(TIMEOUT_S, max(20.0, setup.left_s() + 20)))
+        return ended, sampler.trace
+
+
+class Room:
+    """Lets jobs start while what they may take together fits the card."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._taken = 0
+        self._change = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until the card has room for `size` bytes more; a job larger than the card waits to be alone."""
+        with self._change:
+            self._change.wait_for(lambda: self._taken == 0 or self._taken + size <= self._limit)
+            self._taken += size
+
+    def give(self, size: int) -> None:
+        """Give the room back."""
+        with self._change:
+            self._taken -= size
+            self._change.notify_all()
+
+
+def run_all(setup: Setup, jobs: Sequence[Job], workers: int, card_bytes: int) -> tuple[list[Row], list[str]]:
+    """Run the jobs, at most `workers` side by side; return the rows and the names that the budget left out."""
+    room = Room(card_bytes)
+    rows: list[Row] = []
+    left_out: list[str] = []
+    lock = threading.Lock()
+
+    def one(job: Job) -> None:
+        room.take(job.takes_bytes)
+        try:
+            row = run_job(setup, job) if setup.left_s() > 0 else None
+        finally:
+            room.give(job.takes_bytes)
+        with lock:
+            if row is None:
+                left_out.append(job.name)
+            else:
+                rows.append(row)
+                print(row.line(), flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(one, job) for job in jobs]:
+            future.result()
+    return rows, left_out
+
+
+def measure_accuracy() -> int:
+    """Measure all allocators and exceeders and write accuracy.json; return the exit status."""
+    options = parser(__doc__)
+    options.add_argument("--only", default="", help="allocators by name, comma separated")
+    options.add_argument("--caps", default=",".join(map(str, CAPS_GIB)), help="caps in GiB")
+    options.add_argument("--jobs", type=int, default=3, help="framework fillers side by side")
+    options.add_argument("--name", default="accuracy", help="name of the JSON file")
+    asked = options.parse_args()
+    setup = setup_of(asked)
+    only = set(filter(None, asked.only.split(",")))
+    caps = [int(cap) for cap in asked.caps.split(",")]
+    chosen = [a for a in ALLOCATORS if (not only or a.name in only) and (a.driver or not setup.sim)]
+    unknown = only - {a.name for a in ALLOCATORS}
+    if unknown or not chosen:
+        print(f"error: no such allocator: {', '.join(sorted(unknown)) or asked.only}")
+        return 2
+
+    with setup.nvml() as nvml:
+        card_bytes = min(CARD_BYTES, nvml.memory(nvml.handle(setup.gpu)).free)
+        rows, left_out = run_all(setup, jobs_of([a for a in chosen if a.driver], caps), 1, card_bytes)
+        exceeders = [run_exceeder(setup, e) for e in EXCEEDERS if setup.left_s() > 0] if not only else []
+        more, more_left = run_all(setup, jobs_of([a for a in chosen if not a.driver], caps), asked.jobs, card_bytes)
+    rows += more
+    left_out += more_left
+
+    bars = bars_of(rows, left_out, BAR_HZ)
+    body = {
+        "rows": [row.as_dict() for row in sorted(rows, key=Row.order)],
+        "left_out": left_out,
+        "exceeders": exceeders,
+        "jobs": asked.jobs,
+    }
+    path = write(setup, asked.name, bars, body)
+    show(rows, exceeders, bars, setup.sim)
+    print(path)
+    return 0 if all(bar.verdict == "pass" for bar in bars) else 1
+
+
+def show(rows: Sequence[Row], exceeders: Sequence[dict[str, Any]], bars: Sequence[Bar], sim: bool) -> None:
+    """Print what was measured as tables."""
+    header = ["allocator", "cap", "peak - cap", "room lost", "refused with", "goes on", "note"]
+    print(table([row.cells() for row in sorted(rows, key=Row.order)], header))
+    if exceeders:
+        sizes = ("full_bytes", "peak_bytes", "over_cap_bytes")
+        cells = [[e["name"], *(str(e[size] >> 20) for size in sizes), e["answer"]] for e in exceeders]
+        print(table(cells, ["on a full tenant of 8192 MiB", "full MiB", "peak MiB", "over MiB", "answer"]))
+    print_bars(bars, sim)
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH under which `python3 -m bench...` finds this folder, ours first."""
+    return os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
+
+
+if __name__ == "__main__":
+    main_of(measure_accuracy)

@@ -1,0 +1,142 @@
+"""The ledger as a property: whatever processes do, in any order, its sums hold and it refuses only what does not fit."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.shim.conftest import MIB, TOP, Node
+from hamirt import _build
+
+UNIT = 512
+RESERVE = 64 * MIB
+PROCESSES = 4
+
+
+@pytest.fixture
+def ledger(node: Node, tmp_path: Path) -> ctypes.CDLL:
+    """ledger.c and region.c as a library, on the pages of a tenant."""
+    out = tmp_path / "ledger.so"
+    shim = TOP / "shim"
+    sources = [shim / "ledger.c", shim / "region.c", shim / "log.c", TOP / "tests/shim/programs/ledger_harness.c"]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", f"-I{shim}", f"-I{_build.header_dir()}"]
+    subprocess.run(["cc", *flags, "-o", str(out), *map(str, sources), "-lpthread"], check=True, timeout=60)
+    library = ctypes.CDLL(str(out))
+    for name in ("grant", "charged", "room"):
+        getattr(library, f"harness_{name}").restype = ctypes.c_uint64
+    for name in ("take", "grow", "overhead"):
+        getattr(library, f"harness_{name}").restype = ctypes.c_bool
+    library.harness_reset.argtypes = [ctypes.c_int, ctypes.c_uint64]
+    library.harness_grow.argtypes = [ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64]
+    library.harness_overhead.argtypes = [ctypes.c_int, ctypes.c_int64]
+    tenant = node.tenant()
+    assert library.harness_open(str(tenant.limits_page).encode(), str(tenant.usage_page).encode()) == 0
+    return library
+
+
+@dataclass
+class Process:
+    """What the model believes of one process, bytes."""
+
+    used: int = 0
+    overhead: int = 0
+    living: bool = True
+
+
+@dataclass
+class Model:
+    cap: int
+    processes: list[Process] = field(default_factory=lambda: [Process() for _ in range(PROCESSES)])
+
+    @property
+    def charged(self) -> int:
+        return sum(process.used + process.overhead for process in self.processes if process.living)
+
+    def fits(self, size: int) -> bool:
+        return self.charged + size + RESERVE <= self.cap
+
+    def units(self, ask: str) -> int:
+        """Return how many units a request of a kind asks for."""
+        rest = max(0, self.cap - RESERVE - self.charged) // UNIT
+        return {"the rest": rest, "one more than the rest": rest + 1, "a quarter": rest // 4, "a sliver": 3}[ask]
+
+
+def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
+    """Return the state machine over a library; hypothesis makes its own instances."""
+    process = st.integers(0, PROCESSES - 1)
+    ask = st.sampled_from(["the rest", "one more than the rest", "a quarter", "a sliver"])
+
+    class Ledger(RuleBasedStateMachine):
+        model: Model
+
+        @initialize(cap=st.integers(RESERVE, 4096 * MIB))
+        def start(self, cap: int) -> None:
+            self.model = Model(cap)
+            library.harness_reset(PROCESSES, cap)
+
+        @rule(index=process, ask=ask, margin=st.sampled_from([0, 256 * MIB]))
+        def reserve(self, index: int, ask: str, margin: int) -> None:
+            owner = self.model.processes[index]
+            units = self.model.units(ask)
+            if not owner.living or units == 0:
+                return
+
+            taken = library.harness_take(index, units)
+            grown = taken or library.harness_grow(index, units, margin)
+
+            if margin == 0:
+                assert grown == (taken or self.model.fits(units * UNIT))
+            assert not grown or self.model.fits(units * UNIT)
+            owner.used += units * UNIT if grown else 0
+
+        @rule(index=process, part=st.floats(0, 1))
+        def free(self, index: int, part: float) -> None:
+            owner = self.model.processes[index]
+            units = int(owner.used // UNIT * part)
+
+            library.harness_give(index, units)
+            owner.used -= units * UNIT
+
+        @rule(index=process, size=st.integers(0, 1024 * MIB))
+        def context(self, index: int, size: int) -> None:
+            owner = self.model.processes[index]
+            if not owner.living:
+                return
+
+            made = library.harness_overhead(index, size)
+
+            assert made == self.model.fits(size)
+            owner.overhead += size if made else 0
+
+        @rule(index=process)
+        def die(self, index: int) -> None:
+            library.harness_die(index)
+            self.model.processes[index] = Process(living=False)
+
+        @invariant()
+        def the_sums_hold(self) -> None:
+            if not hasattr(self, "model"):
+                return
+            grants = [library.harness_grant(index) for index in range(PROCESSES)]
+            overhead = sum(process.overhead for process in self.model.processes)
+            assert [grant & 0xFFFFFFFF for grant in grants] == [p.used // UNIT for p in self.model.processes]
+            assert all(grant >> 32 >= grant & 0xFFFFFFFF for grant in grants)
+            assert sum(grant >> 32 for grant in grants) * UNIT + overhead + RESERVE <= self.model.cap
+            assert library.harness_charged() == self.model.charged
+            assert library.harness_room() == max(0, self.model.cap - RESERVE - self.model.charged)
+
+    return Ledger
+
+
+def test_the_ledger_refuses_only_what_does_not_fit(ledger: ctypes.CDLL) -> None:
+    run_state_machine_as_test(
+        machine(ledger),
+        settings=settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)),
+    )
