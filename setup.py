@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hamirt import _build  # noqa: E402
+from hamirt import _build
 
 
 class BuildNative(build_ext):

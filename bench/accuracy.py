@@ -10,7 +10,6 @@ go beyond it there, or its figures under a cap say nothing.
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from bench.allocators import (
 from bench.machine import (
     GIB,
     MIB,
-    TOP,
     Setup,
     environment,
     main_of,
@@ -115,10 +113,10 @@ def run_exceeder(setup: Setup, exceeder: Exceeder) -> dict[str, Any]:
 
 def sampled(setup: Setup, argv: list[str], extra: dict[str, str]) -> tuple[Ended, Trace]:
     """Run a command and return its end and what NVML said of it and of the card meanwhile."""
-    env = environment(setup, {"PYTHONPATH": python_path(), **extra})
+    env = environment(setup, extra)
     with setup.nvml() as nvml:
         baseline = nvml.memory(nvml.handle(setup.gpu)).used
-        with Program(argv, env, TOP) as program, Sampler(nvml, setup.gpu, program.pid, baseline) as sampler:
+        with Program(argv, env) as program, Sampler(nvml, setup.gpu, program.pid, baseline) as sampler:
             ended = program.finish(min(TIMEOUT_S, max(20.0, setup.left_s() + 20)))
         return ended, sampler.trace
 
@@ -217,11 +215,6 @@ def show(rows: Sequence[Row], exceeders: Sequence[dict[str, Any]], bars: Sequenc
         cells = [[e["name"], *(str(e[size] >> 20) for size in sizes), e["answer"]] for e in exceeders]
         print(table(cells, ["on a full tenant of 8192 MiB", "full MiB", "peak MiB", "over MiB", "answer"]))
     print_bars(bars, sim)
-
-
-def python_path() -> str:
-    """Return the PYTHONPATH under which `python3 -m bench...` finds this folder, ours first."""
-    return os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from typing import Any
 
 from bench.measure import Bar
 from bench.nvml import Nvml, NvmlError
+from bench.process import TOP
 
 SCHEMA = 1
-TOP = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -91,8 +91,9 @@ def sim_folder() -> Path:
 
 
 def environment(setup: Setup, extra: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for programs; natively simulated ones find the stand-in libraries first."""
+    """Return the environment for programs: they find these modules, and the stand-in libraries where simulated."""
     env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), env.get("PYTHONPATH")]))
     if setup.sim:
         env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(sim_folder()), env.get("LD_LIBRARY_PATH")]))
     env.update(extra or {})

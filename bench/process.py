@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+TOP = Path(__file__).resolve().parent.parent
+"""The repository, or the bundle. Programs run here: in a bundle no unbuilt hamirt lies beside them."""
+
 RESULT_PREFIX = "HMRESULT "
 KILL_WAIT_S = 30.0
 
@@ -56,7 +59,7 @@ class Ended:
 class Program:
     """A running program, in a session of its own and with its output in files; a context manager."""
 
-    def __init__(self, argv: Sequence[str], env: dict[str, str], cwd: Path | None = None) -> None:
+    def __init__(self, argv: Sequence[str], env: dict[str, str], cwd: Path = TOP) -> None:
         self.argv = tuple(argv)
         self._out: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._err: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -140,7 +143,7 @@ class Program:
                 self._process.stdin.close()
 
 
-def run(argv: Sequence[str], env: dict[str, str], timeout_s: float, cwd: Path | None = None) -> Ended:
+def run(argv: Sequence[str], env: dict[str, str], timeout_s: float, cwd: Path = TOP) -> Ended:
     """Run a program to its end; when its time is up it is killed and its status is None."""
     with Program(argv, env, cwd) as program:
         return program.finish(timeout_s)

@@ -2,13 +2,15 @@
 
     python3 -m bench.storm_host VICTIM FILE SURVIVORS BYTES KILLS SIDE_BY_SIDE SEED
 
-Never touches the GPU itself. Writes JSON lines to stdout; after each with "event": "check" it waits for a line on stdin.
+Never touches the GPU itself. Writes JSON lines to stdout and after each waits for a line on stdin.
 Victims end by SIGKILL only: at any moment from their exec on, in threads, while they become another program, in a PID
 namespace of their own (there the outer process, the inner one or both are hit first).
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -31,6 +33,8 @@ CHECK_EVERY = 50
 NEXT_STARTS = 5
 NEXT_START_S = 60.0
 READY_S = 60.0
+
+PR_SET_CHILD_SUBREAPER = 36
 
 MODES = ("early", "loop", "threads", "exec", "fork", "namespace", "namespace-exec")
 LONGEST_S = {"early": 0.3}
@@ -154,10 +158,31 @@ def next_starts(victim: str) -> list[float | None]:
 
 
 def say(event: str, **more: Any) -> None:
-    """Write one line for the process outside; after a check wait for its answer."""
+    """Write one line for the process outside and wait for its answer."""
     print(json.dumps({"event": event, **more}), flush=True)
-    if event == "check":
-        sys.stdin.readline()
+    sys.stdin.readline()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever a killed victim leaves behind."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans(survivors: list[int]) -> int:
+    """Kill what victims left behind, such as a child forked just as its parent was killed; return how many."""
+    ended = 0
+    deadline = time.monotonic() + GONE_S
+    while time.monotonic() < deadline:
+        left = [pid for pid in descendants(os.getpid()) if pid not in survivors]
+        if not left:
+            break
+        for pid in left:
+            ended += state_of(pid) not in (None, "Z", "X")
+            _kill(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.02)
+    return ended
 
 
 def can_unshare() -> bool:
@@ -171,6 +196,7 @@ def main() -> int:
     """Run the storm and report; return the exit status."""
     victim, path, survivors, size, kills, side_by_side, seed = sys.argv[1:8]
     storm = Storm(victim, int(seed))
+    adopt_orphans()
     namespaces = can_unshare()
     modes = MODES if namespaces else tuple(mode for mode in MODES if not mode.startswith("namespace"))
     before = next_starts(victim)
@@ -185,9 +211,11 @@ def main() -> int:
     heart.watch()
     pids = [process.pid for process in living]
 
+    orphans = 0
     say("check", kills=0, pids=pids, beating=True)
     for goal in [*range(CHECK_EVERY, int(kills), CHECK_EVERY), int(kills)]:
         run_storm(storm, goal, int(side_by_side), modes)
+        orphans += end_orphans(pids)
         say("check", kills=storm.kills, pids=pids, beating=True)
     heart.stop()
     after = next_starts(victim)
@@ -201,12 +229,12 @@ def main() -> int:
         namespaces=namespaces,
         slowest_gone_s=round(storm.slowest_gone_s, 3),
         stuck=storm.stuck,
+        orphans=orphans,
         longest_pause_s=round(heart.longest_pause_s, 3),
         survivors_alive=sum(process.poll() is None for process in living),
         next_start_before_s=before,
         next_start_after_s=after,
     )
-    sys.stdin.readline()
     for process in living:
         process.kill()
     return 0
@@ -224,12 +252,10 @@ def _wait_gone(process: subprocess.Popen[bytes], pids: list[int]) -> bool:
     deadline = time.monotonic() + GONE_S
     while time.monotonic() < deadline:
         process.poll()
-        for late in descendants(process.pid):
-            _kill(late)
         if all(state_of(pid) in (None, "Z", "X") for pid in pids):
             process.wait()
             return True
-        time.sleep(0.01)
+        time.sleep(0.02)
     return False
 
 

@@ -79,8 +79,8 @@ def _start(path: str, argv: Sequence[str], env: Mapping[str, str], mask: set[int
             if terminal is not None:
                 os.setpgid(0, 0)
                 os.tcsetpgrp(terminal, os.getpid())
-            for number in _IGNORED_BY_PYTHON:
-                signal.signal(number, signal.SIG_DFL)
+            for ignored in _IGNORED_BY_PYTHON:
+                signal.signal(ignored, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _execute(path, argv, env)
         except OSError as error:

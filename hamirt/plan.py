@@ -1,4 +1,4 @@
-"""From the command line to a tenant's limits: which cards it gets and how much of each. Decides, and touches nothing."""
+"""From the command line to a tenant's limits: which cards, and how much of each. Decides, and touches nothing."""
 
 from collections.abc import Mapping, Sequence
 

@@ -62,9 +62,7 @@ def _tenant(pages: TenantPages, driver: Driver | None, pids: Pids) -> Tenant:
     )
 
 
-def _tenant_card(
-    pages: TenantPages, position: int, limit: Limit, driver: Driver | None, pids: Pids
-) -> TenantCard:
+def _tenant_card(pages: TenantPages, position: int, limit: Limit, driver: Driver | None, pids: Pids) -> TenantCard:
     card = next((card for card in driver.cards if card.uuid == limit.uuid), None) if driver else None
     slots = [slot for slot in (pages.usage.slots if pages.usage else ()) if _is_on(slot.uses[position])]
     uses = [slot.uses[position] for slot in slots]

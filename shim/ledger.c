@@ -61,24 +61,32 @@ slots(void)
     return high < HM_SLOTS ? high : HM_SLOTS;
 }
 
-/* Sum of (grants or uses) and overhead over the taken slots. */
+/*
+ * Sum of (grants or uses) and overhead over the taken slots, and the orphans: memory that its exporter gave up and an
+ * importer still holds. No identity of an allocation crosses processes, so orphans are what one process imported beyond
+ * all that the others still own of what they exported; the largest such difference, since several may hold the same.
+ */
 static uint64_t
 sum(int device, bool of_grants)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, exported = 0, most = 0;
 
     for (uint32_t i = 0; i < slots(); i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         const struct hm_use *use = &slot->use[device];
-        uint64_t word;
+        uint64_t word, out, in;
 
         if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0) /* pairs with the release in fill_slot, clear_slot */
             continue;
         word = __atomic_load_n(&use->grant, __ATOMIC_ACQUIRE);
+        out = __atomic_load_n(&use->exported_bytes, __ATOMIC_RELAXED);
+        in = __atomic_load_n(&use->imported_bytes, __ATOMIC_RELAXED);
         bytes += (of_grants ? granted(word) : used(word)) * HM_UNIT_BYTES;
         bytes += __atomic_load_n(&use->overhead_bytes, __ATOMIC_RELAXED);
+        exported += out;
+        most = in > 0 && in + out > most ? in + out : most;
     }
-    return bytes;
+    return bytes + (most > exported ? most - exported : 0);
 }
 
 uint64_t

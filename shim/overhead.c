@@ -78,7 +78,7 @@ static uint64_t
 listed_bytes(const struct hm_use *use)
 {
     uint64_t used = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_ACQUIRE) * (uint64_t)HM_UNIT_BYTES;
-    uint64_t unlisted = use->kind_bytes[HM_MANAGED] + use->kind_bytes[HM_IMPORTED] + use->kind_bytes[HM_EXTERNAL];
+    uint64_t unlisted = use->kind_bytes[HM_MANAGED] + use->kind_bytes[HM_EXTERNAL];
 
     return used > unlisted ? used - unlisted : 0;
 }

@@ -30,7 +30,6 @@ enum hm_kind {
     HM_VIRTUAL,  /* cuMemCreate */
     HM_ARRAY,    /* arrays and mipmapped arrays */
     HM_GRAPH,    /* memory nodes of graphs, what the device's graph pool holds */
-    HM_IMPORTED, /* allocations of another process that gave them up while we hold them */
     HM_EXTERNAL, /* imported external memory */
     HM_KINDS
 };
@@ -63,14 +62,17 @@ struct hm_limits {
 };
 
 /*
- * One process's use of one device. Charged to the tenant are granted + overhead; used is what its allocations hold,
- * calls in flight included. used <= granted always, both in HM_UNIT_BYTES, in one word so that they change together.
+ * One process's use of one device. Charged to the tenant are used + overhead of the living, and what a process imported
+ * from one that gave it up since (ledger.c). used is what its allocations hold, calls in flight included. used <= granted
+ * always, both in HM_UNIT_BYTES, in one word so that they change together.
  */
 struct hm_use {
     uint64_t grant;                /* granted << 32 | used. The owner moves used up to granted without a lock; granted
                                       is raised by the owner and lowered by anybody, under the ledger lock */
     uint64_t overhead_bytes;       /* contexts, modules, local memory; written under the ledger lock */
-    uint64_t kind_bytes[HM_KINDS]; /* used by kind; the owner; for display */
+    uint64_t exported_bytes;       /* part of used that was exported to other processes; the owner */
+    uint64_t imported_bytes;       /* held here, used by whoever exported it; the owner */
+    uint64_t kind_bytes[HM_KINDS]; /* used by kind; the owner */
     uint64_t denials;              /* requests refused; the owner */
     uint32_t contexts;             /* living contexts; the owner */
     uint32_t unused;

@@ -22,9 +22,15 @@ static __thread struct context_stack stack;
 static uint64_t last_id;
 
 struct hm_context *
+hm_context_find(CUcontext handle)
+{
+    return HM_HANDLE(HM_CONTEXT, handle);
+}
+
+struct hm_context *
 hm_context_current(void)
 {
-    return stack.depth == 0 ? NULL : HM_CONTEXT_OF(stack.handles[stack.depth - 1]);
+    return stack.depth == 0 ? NULL : hm_context_find(stack.handles[stack.depth - 1]);
 }
 
 void
@@ -152,7 +158,7 @@ HM_EXPORT CUresult
 cuCtxDestroy_v2(CUcontext handle)
 {
     HM_ENTER(HM_INITIALIZED);
-    struct hm_context *ctx = HM_CONTEXT_OF(handle);
+    struct hm_context *ctx = hm_context_find(handle);
 
     if (ctx == NULL || hm_primary(ctx->device) == ctx)
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -166,7 +172,7 @@ HM_EXPORT CUresult
 cuCtxPushCurrent_v2(CUcontext handle)
 {
     HM_ENTER(HM_INITIALIZED);
-    struct hm_context *ctx = HM_CONTEXT_OF(handle);
+    struct hm_context *ctx = hm_context_find(handle);
 
     if (ctx == NULL)
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -192,12 +198,12 @@ cuCtxSetCurrent(CUcontext handle)
 {
     HM_ENTER(HM_INITIALIZED);
 
-    if (handle != NULL && HM_CONTEXT_OF(handle) == NULL)
+    if (handle != NULL && hm_context_find(handle) == NULL)
         return CUDA_ERROR_INVALID_CONTEXT;
     if (stack.depth > 0)
         stack.depth--;
     if (handle != NULL)
-        hm_context_push(HM_CONTEXT_OF(handle));
+        hm_context_push(hm_context_find(handle));
     return CUDA_SUCCESS;
 }
 

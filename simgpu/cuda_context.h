@@ -30,8 +30,9 @@ struct hm_context {
     struct hm_record *unresolved_last;
 };
 
+/* The living context of that handle, or NULL. */
+struct hm_context *hm_context_find(CUcontext handle);
 struct hm_context *hm_context_current(void);
-#define HM_CONTEXT_OF(handle) ((struct hm_context *)HM_HANDLE(HM_CONTEXT, handle))
 
 CUresult hm_context_new(CUdevice device, unsigned int flags, struct hm_context **ctx);
 void hm_context_delete(struct hm_context *ctx);

@@ -15,7 +15,7 @@ room_at(uint64_t address)
     const struct hm_range *range = hm_range_at(address);
 
     hm_managed_touch(address);
-    return range != NULL ? range->address + range->bytes - address : 0;
+    return range != NULL && hm_range_usable(range) ? range->address + range->bytes - address : 0;
 }
 
 static void

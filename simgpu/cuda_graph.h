@@ -56,7 +56,7 @@ CUresult hm_node_set_kernel(struct hm_node *node, const CUDA_KERNEL_NODE_PARAMS 
 CUresult hm_graph_memory_new(uint32_t card, uint64_t bytes, struct hm_graph_memory **memory);
 void hm_graph_memory_hold(struct hm_graph_memory *memory);
 void hm_graph_memory_drop(struct hm_graph_memory *memory);
-/* The alloc node of a launched graph, and the free. */
+/* The alloc node of a launched graph, and the free; both consume one reference. */
 void hm_graph_memory_use(struct hm_graph_memory *memory);
 void hm_graph_memory_unuse(struct hm_graph_memory *memory);
 /* Physical memory for the alloc nodes of a graph about to be launched. */

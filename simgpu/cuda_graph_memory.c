@@ -50,36 +50,30 @@ hm_graph_memory_drop(struct hm_graph_memory *memory)
     free(memory);
 }
 
+/* The operation's reference stays as that of the use: memory outlives its graph until it is freed. */
 void
 hm_graph_memory_use(struct hm_graph_memory *memory)
 {
     struct usage *use = &usage[memory->card];
 
-    if (!memory->in_use) {
-        /* In use means one more reference: it outlives the graph until it is freed. */
-        hm_graph_memory_hold(memory);
-        use->used_bytes += memory->bytes;
+    if (memory->in_use) {
+        hm_graph_memory_drop(memory);
+        return;
     }
     memory->in_use = true;
+    use->used_bytes += memory->bytes;
     if (use->used_bytes > use->used_high)
         use->used_high = use->used_bytes;
-    hm_graph_memory_drop(memory);
-}
-
-static void
-end_use(struct hm_graph_memory *memory)
-{
-    if (!memory->in_use)
-        return;
-    memory->in_use = false;
-    usage[memory->card].used_bytes -= memory->bytes;
-    hm_graph_memory_drop(memory);
 }
 
 void
 hm_graph_memory_unuse(struct hm_graph_memory *memory)
 {
-    end_use(memory);
+    if (memory->in_use) {
+        memory->in_use = false;
+        memory->references--;
+        usage[memory->card].used_bytes -= memory->bytes;
+    }
     hm_graph_memory_drop(memory);
 }
 

@@ -148,6 +148,12 @@ hm_card_drop_slot(int slot)
     }
 }
 
+unsigned int
+hm_card_bus(uint32_t index)
+{
+    return index + 1;
+}
+
 void
 hm_card_uuid(uint32_t index, unsigned char uuid[HM_UUID_BYTES])
 {

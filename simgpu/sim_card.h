@@ -32,5 +32,7 @@ void hm_card_drop_slot(int slot);
 void hm_card_uuid(uint32_t index, unsigned char uuid[HM_UUID_BYTES]);
 #define HM_UUID_TEXT 41
 void hm_card_uuid_text(uint32_t index, char text[HM_UUID_TEXT]);
+/* Its PCI bus number; domain, device and function are 0. */
+unsigned int hm_card_bus(uint32_t index);
 #define HM_CARD_NAME "NVIDIA H100 80GB HBM3"
 #define HM_CARD_SMS 132

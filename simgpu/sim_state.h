@@ -21,7 +21,7 @@ enum {
     HM_STUBS = 1024,
 };
 
-enum hm_library { HM_LIBRARY_CUDA, HM_LIBRARY_NVML, HM_LIBRARIES };
+enum hm_lib { HM_LIBRARY_CUDA, HM_LIBRARY_NVML, HM_LIBRARIES };
 
 /* A process that called cuInit. It lives while it holds the OFD lock on byte `index` of the file. */
 struct hm_slot {

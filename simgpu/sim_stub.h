@@ -4,7 +4,7 @@
 #include "sim_state.h"
 
 struct hm_stub_table {
-    enum hm_library library;
+    enum hm_lib library;
     size_t count;
     const char *const *names;
 };

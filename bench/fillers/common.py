@@ -6,9 +6,7 @@ The last line of stdout is "HMRESULT " and a JSON object, the same as bench/prob
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -18,7 +16,6 @@ from typing import Any
 MIB = 1 << 20
 GIVE_BACK_BYTES = 768 * MIB
 AGAIN_BYTES = 128 * MIB
-NOT_AVAILABLE = 77
 
 Kernel = tuple[str, Callable[[], Any]]
 
@@ -52,15 +49,6 @@ class Filler(ABC):
     def evidence(self) -> dict[str, Any]:
         """Return what shows that the allocator meant is the one in use."""
         return {}
-
-
-def need(name: str) -> Any:
-    """Import a framework; where it can't be used, say so in the result and end with status 77."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        print("HMRESULT " + json.dumps({"not_available": f"{name}: {error!r}"}))
-        sys.exit(NOT_AVAILABLE)
 
 
 def main(make: Callable[[], Filler]) -> None:

@@ -6,7 +6,8 @@ import gc
 import os
 from typing import Any
 
-from bench.fillers.common import Filler, Kernel, main, need
+from bench.fillers.common import Filler, Kernel, main
+from bench.guest import need
 
 cupy = need("cupy")
 

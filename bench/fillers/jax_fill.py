@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from bench.fillers.common import MIB, Filler, Kernel, main, need
+from bench.fillers.common import MIB, Filler, Kernel, main
+from bench.guest import need
 
 jax = need("jax")
 jnp = need("jax.numpy")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from bench.fillers.common import Filler, Kernel, main, need
+from bench.fillers.common import Filler, Kernel, main
+from bench.guest import need
 
 torch = need("torch")
 

@@ -1,6 +1,7 @@
 /*
- * Timing for the overhead programs: a series is some batches of a fixed number of calls; each batch gives one figure,
- * nanoseconds per call. The series go to stdout as one JSON object: {"name": [ns, ns, ...], ...}.
+ * Timing for the overhead programs: a series is some batches of a fixed number of calls; each batch
+ * gives one figure, nanoseconds per call. The series go to stdout as one JSON object: {"name": [ns,
+ * ns, ...], ...}.
  */
 #ifndef HM_BENCH_BATCHES_H
 #define HM_BENCH_BATCHES_H
@@ -42,8 +43,9 @@ hm_print_end(void)
 }
 
 /*
- * `batches` batches of `calls` calls after two that are not counted. `settle` (may be NULL) empties the queues between
- * batches; with settle_counts it belongs to the time, as for the throughput of launches.
+ * `batches` batches of `calls` calls after two that are not counted. `settle` (may be NULL) empties
+ * the queues between batches; with settle_counts it belongs to the time, as for the throughput of
+ * launches.
  */
 static inline void
 hm_series(const char *name, int batches, int calls, void (*call)(void), void (*settle)(void),

@@ -1,8 +1,10 @@
 /*
- * What every driver-API program here shares: libcuda by one of three routes, three kernels as PTX, checked calls.
+ * What every driver-API program here shares: libcuda by one of three routes, three kernels as PTX,
+ * checked calls.
  *
- * The same source runs on a card and on the simulated driver. HM_ROUTE in the environment chooses how the entry
- * points are found: "dlsym" (default) or "proc" (cuGetProcAddress_v2); built with -DHM_LINKED they are linked.
+ * The same source runs on a card and on the simulated driver. HM_ROUTE in the environment chooses
+ * how the entry points are found: "dlsym" (default) or "proc" (cuGetProcAddress_v2); built with
+ * -DHM_LINKED they are linked.
  */
 #ifndef HM_BENCH_DRIVER_H
 #define HM_BENCH_DRIVER_H
@@ -17,7 +19,10 @@
 #include <string.h>
 #include <time.h>
 
-/* cuda.h's macros give each name its version and stream mode; #name still shows the name without them. */
+/*
+ * cuda.h's macros give each name its version and stream mode; #name still shows the name without
+ * them.
+ */
 #define HM_ENTRIES(X)                 \
     X(cuInit)                         \
     X(cuDriverGetVersion)             \
@@ -130,7 +135,10 @@ hm_error(CUresult code)
                    hm_error(hm_code_));                                          \
     } while (0)
 
-/* Fills cu. An entry that this driver lacks stays NULL; calling it would crash, so probes of new entries look first. */
+/*
+ * Fills cu. An entry that this driver lacks stays NULL; calling it would crash, so probes of new
+ * entries look first.
+ */
 static inline void
 hm_load(void)
 {

@@ -1,8 +1,10 @@
 /*
- * Tries what can take memory behind the allocator's back, on a full card: exceed KIND BYTES LIMIT_MIB HOLD_MS.
+ * Tries what can take memory behind the allocator's back, on a full card: exceed KIND BYTES
+ * LIMIT_MIB HOLD_MS.
  *
- * KIND: local (a kernel with BYTES of local memory a thread), stack, heap, printf (cuCtxSetLimit to BYTES, then a
- * kernel that uses it). It first fills with cuMemAlloc until it is refused, as fill.c does. Last line: "HMRESULT {}".
+ * KIND: local (a kernel with BYTES of local memory a thread), stack, heap, printf (cuCtxSetLimit to
+ * BYTES, then a kernel that uses it). It first fills with cuMemAlloc until it is refused, as fill.c
+ * does. Last line: "HMRESULT {}".
  */
 #include "driver.h"
 

@@ -1,10 +1,11 @@
 /*
  * Fills the card by one kind of allocation until it is refused: fill KIND LIMIT_MIB HOLD_MS.
  *
- * KIND: malloc, pitch, async, vmm, managed, array. It asks in pieces of 256, 32 and 2 MiB, each until it is refused or
- * LIMIT_MIB is reached (so that a cap that does not hold cannot take the whole card), then runs kernels that it had not
- * loaded while full, gives one piece back, runs them again, gives everything back and allocates once more. The last
- * line is "HMRESULT " and JSON; phases are CLOCK_MONOTONIC in ns, for whoever samples the footprint from outside.
+ * KIND: malloc, pitch, async, vmm, managed, array. It asks in pieces of 256, 32 and 2 MiB, each
+ * until it is refused or LIMIT_MIB is reached (so that a cap that does not hold cannot take the
+ * whole card), then runs kernels that it had not loaded while full, gives one piece back, runs them
+ * again, gives everything back and allocates once more. The last line is "HMRESULT " and JSON;
+ * phases are CLOCK_MONOTONIC in ns, for whoever samples the footprint from outside.
  */
 #include "driver.h"
 

@@ -1,8 +1,10 @@
 /*
- * The two kernels that the simulated driver knows by name, and one that it does not, as PTX for sm_50 and later.
+ * The two kernels that the simulated driver knows by name, and one that it does not, as PTX for
+ * sm_50 and later.
  *
- * hm_fill(ptr, value, n): n words of 32 bits at ptr become value. hm_spin(ns): one thread waits ns nanoseconds.
- * hm_add(ptr, value, n): adds value to each word; the simulated driver executes nothing for it.
+ * hm_fill(ptr, value, n): n words of 32 bits at ptr become value. hm_spin(ns): one thread waits ns
+ * nanoseconds. hm_add(ptr, value, n): adds value to each word; the simulated driver executes
+ * nothing for it.
  */
 #ifndef HM_BENCH_KERNELS_H
 #define HM_BENCH_KERNELS_H

@@ -1,8 +1,10 @@
 /*
- * What the calls of a driver-API program cost: overhead [--context-only | --nvml | --nvml-beside]. One JSON object of ns.
+ * What the calls of a driver-API program cost: overhead [--context-only | --nvml | --nvml-beside].
+ * One JSON object of ns.
  *
- * --nvml: what NVML costs a process that does nothing else. --nvml-beside: the same on a second thread while the first
- * makes a context, which is what a shim would do. Also runs on the simulated driver.
+ * --nvml: what NVML costs a process that does nothing else. --nvml-beside: the same on a second
+ * thread while the first makes a context, which is what a shim would do. Also runs on the simulated
+ * driver.
  */
 #include "driver.h"
 

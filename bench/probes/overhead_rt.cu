@@ -1,5 +1,6 @@
 /*
- * What the calls of a runtime-API program cost: overhead_rt [--context-only]. Static cudart, one JSON object of ns.
+ * What the calls of a runtime-API program cost: overhead_rt [--context-only]. Static cudart, one
+ * JSON object of ns.
  *
  * The figures of the issue's bars come from here; overhead.c is the same through the driver API.
  */

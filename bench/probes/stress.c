@@ -1,15 +1,17 @@
 /*
- * Many processes and threads at the cap: stress FILE PROCESSES THREADS SECONDS [SEED [KIND]]. Starts the workers,
- * waits, and prints one JSON object. FILE (zeros, one page or more) is shared with whoever measures from outside:
- * it waits for `ready` to reach PROCESSES, reads the overhead from NVML, writes `limit_bytes` and then 1 to `go`; once
- * `finished` has reached PROCESSES and everything is free again, it may look again and writes 2 to `go`.
+ * Many processes and threads at the cap: stress FILE PROCESSES THREADS SECONDS [SEED [KIND]].
+ * Starts the workers, waits, and prints one JSON object. FILE (zeros, one page or more) is shared
+ * with whoever measures from outside: it waits for `ready` to reach PROCESSES, reads the overhead
+ * from NVML, writes `limit_bytes` and then 1 to `go`; once `finished` has reached PROCESSES and
+ * everything is free again, it may look again and writes 2 to `go`.
  *
- * The oracle. Two sums over all threads: `upper` counts a request from before its call until after its free returned,
- * `live` from after its call until before its free. What any correct ledger holds lies between them. So `live` above the
- * cap's room is a breach; and a refusal is wrong if `upper`, the refused request included, stayed within `limit_bytes`
- * (cap - overhead - 64 MiB) during the whole call: whoever raises `upper` raises the window of every call under way.
- * KIND malloc (default) asks in whole 2 MiB blocks, so a request is what the card gives. KIND mixed adds pools, whose
- * unused rest belongs to no request: then refusals are counted but not judged.
+ * The oracle. Two sums over all threads: `upper` counts a request from before its call until after
+ * its free returned, `live` from after its call until before its free. What any correct ledger
+ * holds lies between them. So `live` above the cap's room is a breach; and a refusal is wrong if
+ * `upper`, the refused request included, stayed within `limit_bytes` (cap - overhead - 64 MiB)
+ * during the whole call: whoever raises `upper` raises the window of every call under way. KIND
+ * malloc (default) asks in whole 2 MiB blocks, so a request is what the card gives. KIND mixed adds
+ * pools, whose unused rest belongs to no request: then refusals are counted but not judged.
  */
 #include "driver.h"
 
@@ -90,7 +92,10 @@ next_random(uint64_t *state)
     return *state;
 }
 
-/* Counts a request as under way. All operations are sequentially consistent: the argument above rests on it. */
+/*
+ * Counts a request as under way. All operations are sequentially consistent: the argument above
+ * rests on it.
+ */
 static void
 window_open(struct slot *slot, uint64_t bytes)
 {

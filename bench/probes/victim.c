@@ -1,10 +1,11 @@
 /*
  * A process to be killed: victim MODE [FILE INDEX [BYTES]].
  *
- * loop: allocates and frees for ever. threads: the same in four threads. exec: makes a context, allocates, then becomes
- * itself anew, for ever. fork: forks first, the child loops, the parent too. hold: survives: FILE has one 8-byte word for
- * each INDEX, counted up after each allocation (the heartbeat), and a word 0 that ends the beating; from then on it
- * holds just BYTES. once: makes a context, allocates once and ends by itself: the next start.
+ * loop: allocates and frees for ever. threads: the same in four threads. exec: makes a context,
+ * allocates, then becomes itself anew, for ever. fork: forks first, the child loops, the parent
+ * too. hold: survives: FILE has one 8-byte word for each INDEX, counted up after each allocation
+ * (the heartbeat), and a word 0 that ends the beating; from then on it holds just BYTES. once:
+ * makes a context, allocates once and ends by itself: the next start.
  */
 #include "driver.h"
 
@@ -88,11 +89,15 @@ int
 main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "loop";
+    pid_t parent = getpid();
     CUdeviceptr ptr;
     CUdevice device;
 
-    if (strcmp(mode, "fork") == 0 && fork() == 0)
+    if (strcmp(mode, "fork") == 0 && fork() == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* the storm kills only pids that it knows */
+        if (getppid() != parent)
+            return 0;
+    }
     context = hm_start(&device);
     if (strcmp(mode, "threads") == 0)
         run_threads();

@@ -1,6 +1,7 @@
 """What the shim's tests share: C programs built on demand, simulated cards, tenants, and programs run in them.
 
-HAMIRT_SANITIZE=address|thread runs everything with the instrumented libraries of `make sanitize`.
+HAMIRT_SANITIZE=address|thread runs everything with the instrumented libraries of `make sanitize`; HAMIRT_NATIVE names
+another folder with libhamirt.so and sim/.
 """
 
 from __future__ import annotations
@@ -188,7 +189,8 @@ def sanitizer_runtime() -> list[Path]:
 @pytest.fixture(scope="session")
 def native() -> Native:
     """The shim and the simulated driver, as built by `make build` or `make sanitize`."""
-    native = Native(TOP / "build" / SANITIZER / "_native" if SANITIZER else TOP / "hamirt" / "_native")
+    built = TOP / "build" / SANITIZER / "_native" if SANITIZER else TOP / "hamirt" / "_native"
+    native = Native(Path(os.environ.get("HAMIRT_NATIVE", built)))
     for library in (native.shim, native.cuda, native.nvml):
         if not library.exists():
             pytest.fail(f"{library} is not built: run make build")

@@ -1,4 +1,7 @@
-/* Allocations of several sizes, kernels, copies, memset and pitch: prints hashes of what was read back. */
+/*
+ * Allocations of several sizes, kernels, copies, memset and pitch: prints hashes of what was read
+ * back.
+ */
 #include "driver.h"
 
 #include "kernels.h"

@@ -1,4 +1,7 @@
-/* Graphs that allocate: memory nodes added by hand, and a captured cuMemAllocAsync; each launched three times. */
+/*
+ * Graphs that allocate: memory nodes added by hand, and a captured cuMemAllocAsync; each launched
+ * three times.
+ */
 #include "driver.h"
 
 #include "kernels.h"
@@ -30,7 +33,10 @@ run(const char *name, CUgraph graph, CUstream stream)
     CHECK(cu.cuGraphDestroy(graph));
 }
 
-/* alloc -> fill -> free, and a copy of the words into `keep` by a kernel argument that outlives the graph's block. */
+/*
+ * alloc -> fill -> free, and a copy of the words into `keep` by a kernel argument that outlives the
+ * graph's block.
+ */
 static CUgraph
 by_nodes(const struct hm_kernels *kernels, CUdevice device, CUdeviceptr keep)
 {

@@ -1,4 +1,7 @@
-/* Stream-ordered memory: the default pool, a pool of one's own with a threshold, trimming, reuse across streams. */
+/*
+ * Stream-ordered memory: the default pool, a pool of one's own with a threshold, trimming, reuse
+ * across streams.
+ */
 #include "driver.h"
 
 #include "kernels.h"

@@ -1,4 +1,7 @@
-/* Fork before the first call, threads in each process, and an exec that starts over: hashes in a fixed order. */
+/*
+ * Fork before the first call, threads in each process, and an exec that starts over: hashes in a
+ * fixed order.
+ */
 #include "sockets.h"
 
 #include <pthread.h>

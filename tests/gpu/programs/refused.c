@@ -1,6 +1,6 @@
 /*
- * What a program sees at the limit of its memory, in terms that hold for any limit: each path refuses a request of twice
- * the card with CUDA_ERROR_OUT_OF_MEMORY, and goes on afterwards.
+ * What a program sees at the limit of its memory, in terms that hold for any limit: each path
+ * refuses a request of twice the card with CUDA_ERROR_OUT_OF_MEMORY, and goes on afterwards.
  */
 #include "driver.h"
 

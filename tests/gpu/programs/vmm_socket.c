@@ -1,4 +1,7 @@
-/* cuMemCreate memory exported as a file descriptor over a socket, mapped by another process, which changes it. */
+/*
+ * cuMemCreate memory exported as a file descriptor over a socket, mapped by another process, which
+ * changes it.
+ */
 #include "sockets.h"
 
 #include "kernels.h"

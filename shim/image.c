@@ -1,0 +1,175 @@
+#include "image.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define FATBIN_MAGIC 0xba55ed50
+#define WRAPPER_MAGIC 0x466243b1
+#define FATBIN_ENTRIES 256 /* architectures in a fatbin, at most */
+#define SECTIONS_AT_ONCE 128
+#define SECTIONS 1048576 /* more than that is no cubin */
+#define NAME_BYTES 10
+#define COUNTED_BYTES 4096 /* smaller variables are not worth a look at their section's name */
+
+enum { FATBIN_PTX = 1, FATBIN_ELF = 2 };
+
+struct fatbin {
+    uint32_t magic;
+    uint16_t version;
+    uint16_t header_bytes;
+    uint64_t bytes; /* of the entries */
+};
+
+struct fatbin_entry {
+    uint16_t kind;
+    uint16_t version;
+    uint32_t header_bytes;
+    uint64_t bytes; /* of what follows the header */
+};
+
+/* What the compiler leaves in a program for each fatbin. */
+struct wrapper {
+    uint32_t magic;
+    uint32_t version;
+    const void *fatbin;
+};
+
+/*
+ * Copy from an image that may end, or lie, anywhere: by a system call, which says no where a load would crash. Where
+ * it is forbidden (an old seccomp filter) nothing can be said about an image.
+ */
+static bool
+peek(const void *image, uint64_t offset, void *buffer, size_t bytes)
+{
+    struct iovec local = {buffer, bytes}, remote = {NULL, bytes};
+
+    if (offset > UINT64_MAX - (uintptr_t)image)
+        return false;
+    remote.iov_base = (void *)((uintptr_t)image + offset);
+    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)bytes;
+}
+
+static uint64_t
+plus(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - 1 - b ? UINT64_MAX - 1 : a + b;
+}
+
+/* The section holds variables: .nv.global, .nv.global.init and theirs. Shared memory looks the same but for its name. */
+static bool
+holds_variables(const void *image, const Elf64_Shdr *section, uint64_t names)
+{
+    char name[NAME_BYTES];
+
+    return (section->sh_flags & SHF_ALLOC) != 0 && section->sh_size >= COUNTED_BYTES &&
+           peek(image, plus(names, section->sh_name), name, sizeof(name)) &&
+           memcmp(name, ".nv.global", sizeof(name)) == 0;
+}
+
+static bool
+is_cubin(const Elf64_Ehdr *head)
+{
+    return memcmp(head->e_ident, ELFMAG, SELFMAG) == 0 && head->e_ident[EI_CLASS] == ELFCLASS64 &&
+           head->e_shoff != 0 && head->e_shentsize == sizeof(Elf64_Shdr);
+}
+
+static uint64_t
+cubin_variables(const void *image)
+{
+    Elf64_Shdr section[SECTIONS_AT_ONCE], first;
+    uint64_t count, name_index, bytes = 0;
+    Elf64_Ehdr head;
+
+    if (!peek(image, 0, &head, sizeof(head)) || !is_cubin(&head) ||
+        !peek(image, head.e_shoff, &first, sizeof(first)))
+        return 0;
+    count = head.e_shnum != 0 ? head.e_shnum : first.sh_size; /* so for more than 65280 sections */
+    name_index = head.e_shstrndx != SHN_XINDEX ? head.e_shstrndx : first.sh_link;
+    if (count > SECTIONS || name_index >= count ||
+        !peek(image, plus(head.e_shoff, name_index * sizeof(first)), &first, sizeof(first)))
+        return 0;
+    for (uint64_t at = 0; at < count; at += SECTIONS_AT_ONCE) {
+        uint64_t some = count - at < SECTIONS_AT_ONCE ? count - at : SECTIONS_AT_ONCE;
+
+        if (!peek(image, plus(head.e_shoff, at * sizeof(first)), section, some * sizeof(first)))
+            return bytes;
+        for (uint64_t i = 0; i < some; i++)
+            if (holds_variables(image, &section[i], first.sh_offset))
+                bytes = plus(bytes, section[i].sh_size);
+    }
+    return bytes;
+}
+
+static uint64_t
+fatbin_variables(const void *image, const struct fatbin *fatbin)
+{
+    uint64_t at = fatbin->header_bytes, end = plus(at, fatbin->bytes), most = 0;
+    bool elf = false;
+
+    for (int i = 0; i < FATBIN_ENTRIES && at < end; i++) {
+        struct fatbin_entry entry;
+        uint64_t bytes = 0, payload;
+
+        if (!peek(image, at, &entry, sizeof(entry)) || entry.header_bytes < sizeof(entry))
+            break;
+        payload = plus(at, entry.header_bytes);
+        if (entry.kind == FATBIN_ELF && payload < end)
+            bytes = cubin_variables((const char *)image + payload);
+        elf = elf || entry.kind == FATBIN_ELF;
+        most = bytes > most ? bytes : most;
+        at = plus(payload, entry.bytes);
+    }
+    return elf ? most : HM_IMAGE_UNKNOWN;
+}
+
+static bool
+read_fatbin(const void *image, struct fatbin *fatbin)
+{
+    return peek(image, 0, fatbin, sizeof(*fatbin)) && fatbin->magic == FATBIN_MAGIC;
+}
+
+uint64_t
+hm_image_variables(const void *image)
+{
+    struct wrapper wrapper;
+    struct fatbin fatbin;
+    char magic[SELFMAG];
+
+    if (!peek(image, 0, magic, sizeof(magic)))
+        return 0;
+    if (memcmp(magic, ELFMAG, SELFMAG) == 0)
+        return cubin_variables(image);
+    if (read_fatbin(image, &fatbin))
+        return fatbin_variables(image, &fatbin);
+    if (!peek(image, 0, &wrapper, sizeof(wrapper)) || wrapper.magic != WRAPPER_MAGIC)
+        return HM_IMAGE_UNKNOWN;
+    return read_fatbin(wrapper.fatbin, &fatbin) ? fatbin_variables(wrapper.fatbin, &fatbin) : 0;
+}
+
+uint64_t
+hm_image_file_variables(const char *path)
+{
+    int fd = path != NULL ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    uint64_t bytes = 0;
+    struct stat status;
+    void *image;
+
+    if (fd < 0)
+        return 0;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+        image = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (image != MAP_FAILED) {
+            bytes = hm_image_variables(image);
+            munmap(image, (size_t)status.st_size);
+        }
+    }
+    close(fd);
+    return bytes;
+}

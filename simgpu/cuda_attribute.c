@@ -1,0 +1,107 @@
+#include "cuda_context.h"
+
+struct attribute {
+    CUdevice_attribute name;
+    int value;
+};
+
+#define A(name) CU_DEVICE_ATTRIBUTE_##name
+
+/* An H100 80GB HBM3 under driver 580. An attribute that is not listed answers 0. */
+static const struct attribute attributes[] = {
+    { A(MAX_THREADS_PER_BLOCK), 1024 },
+    { A(MAX_BLOCK_DIM_X), 1024 },
+    { A(MAX_BLOCK_DIM_Y), 1024 },
+    { A(MAX_BLOCK_DIM_Z), 64 },
+    { A(MAX_GRID_DIM_X), 2147483647 },
+    { A(MAX_GRID_DIM_Y), 65535 },
+    { A(MAX_GRID_DIM_Z), 65535 },
+    { A(MAX_SHARED_MEMORY_PER_BLOCK), 49152 },
+    { A(TOTAL_CONSTANT_MEMORY), 65536 },
+    { A(WARP_SIZE), 32 },
+    { A(MAX_PITCH), 2147483647 },
+    { A(MAX_REGISTERS_PER_BLOCK), 65536 },
+    { A(CLOCK_RATE), 1980000 },
+    { A(TEXTURE_ALIGNMENT), 512 },
+    { A(GPU_OVERLAP), 1 },
+    { A(MULTIPROCESSOR_COUNT), HM_CARD_SMS },
+    { A(CAN_MAP_HOST_MEMORY), 1 },
+    { A(COMPUTE_MODE), 0 },
+    { A(MAXIMUM_TEXTURE1D_WIDTH), 131072 },
+    { A(MAXIMUM_TEXTURE2D_WIDTH), 131072 },
+    { A(MAXIMUM_TEXTURE2D_HEIGHT), 65536 },
+    { A(MAXIMUM_TEXTURE3D_WIDTH), 16384 },
+    { A(MAXIMUM_TEXTURE3D_HEIGHT), 16384 },
+    { A(MAXIMUM_TEXTURE3D_DEPTH), 16384 },
+    { A(SURFACE_ALIGNMENT), 512 },
+    { A(CONCURRENT_KERNELS), 1 },
+    { A(ECC_ENABLED), 1 },
+    { A(PCI_DEVICE_ID), 0 },
+    { A(PCI_DOMAIN_ID), 0 },
+    { A(MEMORY_CLOCK_RATE), 2619000 },
+    { A(GLOBAL_MEMORY_BUS_WIDTH), 5120 },
+    { A(L2_CACHE_SIZE), 52428800 },
+    { A(MAX_THREADS_PER_MULTIPROCESSOR), 2048 },
+    { A(ASYNC_ENGINE_COUNT), 3 },
+    { A(UNIFIED_ADDRESSING), 1 },
+    { A(TEXTURE_PITCH_ALIGNMENT), 32 },
+    { A(COMPUTE_CAPABILITY_MAJOR), 9 },
+    { A(COMPUTE_CAPABILITY_MINOR), 0 },
+    { A(STREAM_PRIORITIES_SUPPORTED), 1 },
+    { A(GLOBAL_L1_CACHE_SUPPORTED), 1 },
+    { A(LOCAL_L1_CACHE_SUPPORTED), 1 },
+    { A(MAX_SHARED_MEMORY_PER_MULTIPROCESSOR), 233472 },
+    { A(MAX_REGISTERS_PER_MULTIPROCESSOR), 65536 },
+    { A(MANAGED_MEMORY), 1 },
+    { A(HOST_NATIVE_ATOMIC_SUPPORTED), 0 },
+    { A(SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO), 2 },
+    { A(CONCURRENT_MANAGED_ACCESS), 1 },
+    { A(COMPUTE_PREEMPTION_SUPPORTED), 1 },
+    { A(CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM), 1 },
+    { A(CAN_USE_64_BIT_STREAM_MEM_OPS), 1 },
+    { A(CAN_USE_STREAM_WAIT_VALUE_NOR), 1 },
+    { A(COOPERATIVE_LAUNCH), 1 },
+    { A(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN), 232448 },
+    { A(CAN_FLUSH_REMOTE_WRITES), 1 },
+    { A(HOST_REGISTER_SUPPORTED), 1 },
+    { A(VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED), 1 },
+    { A(HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED), 1 },
+    { A(MAX_BLOCKS_PER_MULTIPROCESSOR), 32 },
+    { A(GENERIC_COMPRESSION_SUPPORTED), 1 },
+    { A(MAX_PERSISTING_L2_CACHE_SIZE), 32768000 },
+    { A(MAX_ACCESS_POLICY_WINDOW_SIZE), 134213632 },
+    { A(RESERVED_SHARED_MEMORY_PER_BLOCK), 1024 },
+    { A(SPARSE_CUDA_ARRAY_SUPPORTED), 0 },
+    { A(READ_ONLY_HOST_REGISTER_SUPPORTED), 1 },
+    { A(TIMELINE_SEMAPHORE_INTEROP_SUPPORTED), 0 },
+    { A(MEMORY_POOLS_SUPPORTED), 1 },
+    { A(MEMPOOL_SUPPORTED_HANDLE_TYPES), CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR },
+    { A(CLUSTER_LAUNCH), 1 },
+    { A(DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED), 1 },
+    { A(IPC_EVENT_SUPPORTED), 0 },
+    { A(UNIFIED_FUNCTION_POINTERS), 1 },
+    { A(MULTICAST_SUPPORTED), 0 },
+    { A(NUMA_CONFIG), 0 },
+    { A(NUMA_ID), -1 },
+    { A(HOST_NUMA_ID), 0 },
+    { A(GPU_PCI_DEVICE_ID), 0x233010de },
+};
+
+HM_EXPORT CUresult
+cuDeviceGetAttribute(int *value, CUdevice_attribute name, CUdevice device)
+{
+    HM_ENTER(HM_INITIALIZED);
+
+    if (value == NULL || name < 1 || name >= CU_DEVICE_ATTRIBUTE_MAX)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!hm_device_valid(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *value = 0;
+    if (name == CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)
+        *value = (int)hm_card_bus(hm_driver.cards[device]);
+    for (size_t i = 0; i < HM_COUNT(attributes); i++) {
+        if (attributes[i].name == name)
+            *value = attributes[i].value;
+    }
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,99 @@
+"""A node of one's own for each test of `hamirt run` and `hamirt status`: its root, and simulated cards."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hamirt import config
+from tests.support import need
+
+PROGRAMS = Path(__file__).parent / "programs"
+HAMIRT = (sys.executable, "-m", "hamirt")
+TIMEOUT_SECONDS = 60
+
+
+@dataclass
+class Node:
+    """A root folder, and `hamirt` commands that use it."""
+
+    root: Path
+    env: dict[str, str]
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def hamirt(self, *arguments: str, **changed: Any) -> "subprocess.CompletedProcess[str]":
+        """Run a hamirt command to its end."""
+        command = [*HAMIRT, *arguments]
+        options: dict[str, Any] = {
+            "env": self.env,
+            "capture_output": True,
+            "text": True,
+            "timeout": TIMEOUT_SECONDS,
+        } | changed
+        ended: subprocess.CompletedProcess[str] = subprocess.run(command, **options)
+        return ended
+
+    def run(self, *arguments: str, **changed: Any) -> "subprocess.CompletedProcess[str]":
+        """Run `hamirt run --sim` with these arguments."""
+        return self.hamirt("run", "--sim", *arguments, **changed)
+
+    def start(self, *arguments: str, **changed: Any) -> "subprocess.Popen[str]":
+        """Start `hamirt run --sim`; it is killed when the test ends."""
+        command = [*HAMIRT, "run", "--sim", *arguments]
+        options: dict[str, Any] = {
+            "env": self.env,
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "text": True,
+        } | changed
+        process: subprocess.Popen[str] = subprocess.Popen(command, **options)
+        self.started.append(process)
+        return process
+
+    def status(self, *arguments: str) -> dict[str, Any]:
+        """Return what `hamirt status --sim --json` says."""
+        ended = self.hamirt("status", "--sim", "--json", *arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        answer: dict[str, Any] = json.loads(ended.stdout)
+        return answer
+
+    def folders(self) -> list[str]:
+        """Return all that lies in the folder of tenants."""
+        tenants = self.root / "tenants"
+        return sorted(path.name for path in tenants.iterdir()) if tenants.exists() else []
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A node with two simulated cards."""
+    need("the simulated driver (make build)", (config.sim_dir() / "libnvidia-ml.so.1").exists())
+    foreign = ("HAMIRT_", "CUDA_", "LD_", "NVIDIA_", "XDG_RUNTIME_DIR", "NO_COLOR", "PYTEST_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    if config.NATIVE_VARIABLE in os.environ:
+        env[config.NATIVE_VARIABLE] = os.environ[config.NATIVE_VARIABLE]
+    made = Node(tmp_path / "root", env | {"HAMIRT_ROOT": str(tmp_path / "root"), "HAMIRT_SIM": "2"})
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+        process.wait(TIMEOUT_SECONDS)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def line_of() -> Any:
+    """Read one line that a started program must say."""
+
+    def read(process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    return read
