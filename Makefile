@@ -29,7 +29,7 @@ demo: build  ## Two tenants share one GPU, simulated where there is none
 test: export HAMIRT_WERROR = 1
 test: build  ## Lint, then all tests that need no GPU
 	@$(MAKE) --no-print-directory lint
-	$(PYTEST) tests/unit tests/shim tests/node
+	$(PYTEST) -m "not gpu" tests
 
 lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
 	$(BIN)/ruff check .
@@ -40,8 +40,8 @@ lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
 unit: build  ## The Python tests that start no program
 	$(PYTEST) tests/unit
 
-shim: build  ## The shim's tests, on the simulated driver
-	$(PYTEST) tests/shim
+shim: build  ## The tests of the shim and of the simulated driver
+	$(PYTEST) tests/shim tests/sim
 
 node: build  ## The tests of `hamirt run` and `hamirt status`
 	$(PYTEST) tests/node

@@ -100,7 +100,9 @@ def declared(library: Library, path: Path | None = None) -> dict[str, Entry]:
     """Return the entry points that the header declares, by name."""
     entries = {}
     for statement in _statements(preprocess(library, path or header(library))):
-        found = re.fullmatch(r"(?:extern )?(CUresult|nvmlReturn_t|const char ?\*) ((?:cu|nvml)[A-Z]\w*) ?\((.*)\)", statement)
+        found = re.fullmatch(
+            r"(?:extern )?(CUresult|nvmlReturn_t|const char ?\*) ((?:cu|nvml)[A-Z]\w*) ?\((.*)\)", statement
+        )
         if found is None:
             continue
         parameters = tuple(part.strip() for part in found[3].split(",") if part.strip() not in ("", "void"))

@@ -230,7 +230,7 @@ read_devices(char *error, size_t error_size)
         hm_resolve_nvml() ? REAL_NVML(nvmlInit_v2()) : NVML_ERROR_LIBRARY_NOT_FOUND;
 
     if (visible != NULL && (strncmp(visible, "MIG-", 4) == 0 || strchr(visible, ':') != NULL))
-        return bad(VISIBLE, visible, "for hamirt: MIG instances are not supported", error,
+        return bad(VISIBLE, visible, "a whole GPU, and MIG instances are not supported", error,
                    error_size);
     if (result == NVML_SUCCESS)
         result = REAL_NVML(nvmlDeviceGetCount_v2(&seen));

@@ -1,7 +1,6 @@
 #include "physical.h"
 
 #include "log.h"
-#include "overhead.h"
 #include "sorted.h"
 
 #include <pthread.h>
@@ -11,8 +10,8 @@ struct hm_physical {
     struct hm_charge charge;  /* device -1: memory of another process */
     struct hm_physical *next; /* in a list of those that nothing holds any more */
     int device;
-    uint32_t holds; /* handle references, mappings, tiles, calls in flight; under the mutex */
-    bool shared;    /* exported or imported; under the mutex */
+    uint32_t holds;       /* references, mappings, tiles, calls in flight; under the mutex */
+    uint64_t shown_bytes; /* in our slot, as exported or imported; under the mutex */
 };
 
 /* A handle: size counts its references; a mapping: key is its address, size its bytes; a tile of an array: key is a
@@ -30,24 +29,33 @@ let_go(struct hm_physical *physical, struct hm_physical **dead)
     *dead = physical;
 }
 
+/* Say in our slot that so much of it is exported (ours) or imported. The mutex is held, or it is dead. */
+static void
+show(struct hm_physical *physical, uint64_t bytes)
+{
+    struct hm_slot *slot = bytes != physical->shown_bytes ? hm_slot() : NULL;
+    struct hm_use *use;
+
+    if (slot == NULL || physical->device < 0)
+        return;
+    use = &slot->use[physical->device];
+    __atomic_fetch_add(physical->charge.device >= 0 ? &use->exported_bytes : &use->imported_bytes,
+                       bytes - physical->shown_bytes, __ATOMIC_RELAXED);
+    physical->shown_bytes = bytes;
+}
+
 /* Give the charges of the dead back. The mutex is not held. */
 static void
 bury(struct hm_physical *dead)
 {
-    uint32_t refresh = 0; /* a bit for each device */
-
     while (dead != NULL) {
         struct hm_physical *next = dead->next;
 
+        show(dead, 0); /* first, so that in between too much is charged and not too little */
         hm_quota_release(&dead->charge);
-        if (dead->shared && dead->device >= 0)
-            refresh |= 1u << dead->device;
         free(dead);
         dead = next;
     }
-    for (int device = 0; refresh >> device != 0; device++)
-        if (refresh >> device & 1)
-            hm_overhead_refresh(device);
 }
 
 static void
@@ -63,15 +71,13 @@ drop(struct hm_physical *physical)
 
 /* Remember new memory under its handle. What can't be remembered stays charged until this process ends. */
 static void
-remember(CUmemGenericAllocationHandle handle, const struct hm_charge *charge, int device,
-         bool shared)
+remember(CUmemGenericAllocationHandle handle, const struct hm_charge *charge, int device)
 {
     struct hm_physical *physical = malloc(sizeof(*physical));
     bool known = false;
 
     if (physical != NULL) {
-        *physical =
-            (struct hm_physical){.charge = *charge, .device = device, .holds = 1, .shared = shared};
+        *physical = (struct hm_physical){.charge = *charge, .device = device, .holds = 1};
         pthread_mutex_lock(&mutex);
         known = hm_sorted_insert(&handles, &(struct hm_entry){handle, 1, NULL, physical});
         pthread_mutex_unlock(&mutex);
@@ -94,7 +100,7 @@ hm_physical_created(struct hm_charge *charge, const CUmemGenericAllocationHandle
         return result;
     }
     hm_quota_done(charge);
-    remember(*handle, charge, charge->device, false);
+    remember(*handle, charge, charge->device);
     return result;
 }
 
@@ -103,16 +109,12 @@ hm_physical_imported(const CUmemGenericAllocationHandle *handle, CUresult result
 {
     const struct hm_charge none = {.device = -1};
     CUmemAllocationProp prop;
-    int device;
 
     if (result != CUDA_SUCCESS || !hm_active() ||
         REAL(cuMemGetAllocationPropertiesFromHandle(&prop, *handle)) != CUDA_SUCCESS ||
         prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
         return result;
-    device = hm_device_index(prop.location.id);
-    remember(*handle, &none, device, true);
-    if (device >= 0)
-        hm_overhead_refresh(device);
+    remember(*handle, &none, hm_device_index(prop.location.id));
     return result;
 }
 
@@ -123,8 +125,8 @@ hm_physical_exported(CUmemGenericAllocationHandle handle)
 
     pthread_mutex_lock(&mutex);
     entry = hm_sorted_find(&handles, handle);
-    if (entry != NULL)
-        entry->physical->shared = true;
+    if (entry != NULL && entry->physical->charge.device >= 0)
+        show(entry->physical, entry->physical->charge.bytes);
     pthread_mutex_unlock(&mutex);
 }
 
@@ -220,8 +222,10 @@ hm_physical_hold(CUmemGenericAllocationHandle handle)
 }
 
 CUresult
-hm_physical_mapped(struct hm_physical *physical, CUdeviceptr address, size_t bytes, CUresult result)
+hm_physical_mapped(struct hm_physical *physical, CUdeviceptr address, size_t bytes, size_t offset,
+                   CUresult result)
 {
+    uint64_t end = hm_whole_blocks(offset + bytes);
     bool known;
 
     if (physical == NULL)
@@ -231,11 +235,13 @@ hm_physical_mapped(struct hm_physical *physical, CUdeviceptr address, size_t byt
         return result;
     }
     pthread_mutex_lock(&mutex);
+    if (physical->charge.device < 0 && end > physical->shown_bytes)
+        show(physical, end); /* nobody told how large an imported allocation is: at least so */
     known = hm_sorted_insert(&mappings, &(struct hm_entry){address, bytes, NULL, physical});
     pthread_mutex_unlock(&mutex);
     if (!known) /* its hold stays, and so does the charge */
-        hm_log_once(
-            "no host memory to remember a mapping: it stays charged until this process ends");
+        hm_log_once("no host memory to remember a mapping: it stays charged until this process "
+                    "ends");
     return result;
 }
 

@@ -24,14 +24,16 @@
 #define CACHE "CUDA_DEVICE_MEMORY_SHARED_CACHE"
 #define CACHE_SUFFIX ".cache"
 #define CACHE_LENGTH 190
-#define PATH_BYTES 200 /* with another suffix */
-#define LOCK_TRIES 500 /* of 10 ms each */
+#define PATH_BYTES 200                                   /* with another suffix */
+#define PAGE_FLAGS (O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK) /* a pipe in its place does not block us */
+#define LOCK_TRIES 500                                   /* of 10 ms each */
 
 /* Where the pages are, and who may use them: every user of a container, or this user. */
 struct place {
     char path[PATH_BYTES];
     bool shared;
-    char *error; /* what hm_config_folder was given for its sentence */
+    const char *variable; /* that named it, for the sentence */
+    char *error;          /* what hm_config_folder was given for its sentence */
     size_t error_size;
 };
 
@@ -47,8 +49,8 @@ close_fd(const int *fd)
 static bool
 fail(const struct place *place, const char *what)
 {
-    snprintf(place->error, place->error_size, "%s can't hold the tenant's pages: %s", place->path,
-             what);
+    snprintf(place->error, place->error_size, "%s%s can't hold the tenant's pages: %s",
+             place->variable, place->path, what);
     return false;
 }
 
@@ -82,7 +84,8 @@ open_folder(const struct place *place, int parent, const char *name)
     int opened = fd;
 
     if (fd < 0 || fstat(fd, &status) != 0 || (made && fchmod(fd, mode) != 0))
-        return fail_fd(place, errno == ELOOP ? "a symbolic link is in its place" : strerror(errno));
+        return fail_fd(place, errno == ENOTDIR ? "a file or a symbolic link is in its place"
+                                               : strerror(errno));
     if (!made && !place->shared && status.st_uid != geteuid() && status.st_uid != 0)
         return fail_fd(place, "it belongs to another user; name another file with " CACHE);
     if (!made && (status.st_mode & (S_IWGRP | S_IWOTH)) != 0)
@@ -108,12 +111,12 @@ lock(int fd)
 static int
 open_page(const struct place *place, int folder, const char *name, mode_t mode)
 {
-    AUTO_CLOSE int fd = openat(folder, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, mode);
+    AUTO_CLOSE int fd = openat(folder, name, O_RDWR | O_CREAT | PAGE_FLAGS, mode);
     struct stat status;
     int opened;
 
     if (fd < 0 && errno == EACCES)
-        fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        fd = openat(folder, name, O_RDONLY | PAGE_FLAGS);
     if (fd < 0 || fstat(fd, &status) != 0)
         return fail_fd(place,
                        errno == ELOOP ? "a symbolic link is in place of a page" : strerror(errno));
@@ -241,8 +244,7 @@ open_parent(struct place *place, const char *cache)
 
     snprintf(place->path, sizeof(place->path), "%s", cache);
     if (length == 0 || length > CACHE_LENGTH || cache[0] != '/' || cache[length - 1] == '/')
-        return fail_fd(place,
-                       CACHE " is not the absolute path of a file, with at most 190 characters");
+        return fail_fd(place, "it is not the absolute path of a file, with at most 190 characters");
     folder = dirname(strcpy(copy, cache));
     mkdir(folder, 0755);
     place->shared = is_open_to_all(folder);
@@ -263,6 +265,7 @@ open_place(struct place *place)
         parent = open_folder(place, AT_FDCWD, place->path);
         strcat(place->path, "/standalone");
     } else {
+        place->variable = CACHE "=";
         parent = open_parent(place, cache);
         if (parent >= 0 && length > suffix && strcmp(cache + length - suffix, CACHE_SUFFIX) == 0)
             place->path[length - suffix] = '\0';
@@ -275,7 +278,7 @@ open_place(struct place *place)
 bool
 hm_config_folder(char *path, size_t path_size, char *error, size_t error_size)
 {
-    struct place place = {.error = error, .error_size = error_size};
+    struct place place = {.variable = "", .error = error, .error_size = error_size};
     AUTO_CLOSE int folder = open_place(&place);
     bool done;
 

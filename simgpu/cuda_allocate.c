@@ -35,8 +35,8 @@ cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t hei
 
     if (pitch == NULL || (element != 4 && element != 8 && element != 16))
         return CUDA_ERROR_INVALID_VALUE;
-    result = allocate(call.ctx, HM_MEMORY_DEVICE, hm_round_up(width, PITCH_ALIGNMENT) * height,
-                      address);
+    result =
+        allocate(call.ctx, HM_MEMORY_DEVICE, hm_round_up(width, PITCH_ALIGNMENT) * height, address);
     if (result == CUDA_SUCCESS)
         *pitch = hm_round_up(width, PITCH_ALIGNMENT);
     return result;

@@ -191,7 +191,7 @@ requirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *need, const CUDA_ARRAY3D_DESCRIPTOR
         return CUDA_ERROR_INVALID_VALUE;
     if (!hm_device_valid(device))
         return CUDA_ERROR_INVALID_DEVICE;
-    *need = (CUDA_ARRAY_MEMORY_REQUIREMENTS){ .size = bytes, .alignment = ARRAY_ALIGNMENT };
+    *need = (CUDA_ARRAY_MEMORY_REQUIREMENTS){.size = bytes, .alignment = ARRAY_ALIGNMENT};
     return CUDA_SUCCESS;
 }
 

@@ -14,7 +14,7 @@ capture_alloc(struct hm_stream *stream, const struct hm_pool *pool, size_t bytes
     if (result != CUDA_SUCCESS)
         return result;
     node = hm_node_new(stream->capture->graph, CU_GRAPH_NODE_TYPE_MEM_ALLOC);
-    node->op = (struct hm_op){ .kind = HM_OP_GRAPH_ALLOC, .memory = memory };
+    node->op = (struct hm_op){.kind = HM_OP_GRAPH_ALLOC, .memory = memory};
     node->alloc.poolProps = pool->props;
     node->alloc.bytesize = bytes;
     node->alloc.dptr = memory->address;
@@ -70,7 +70,7 @@ static CUresult
 free_async(struct hm_stream *stream, CUdeviceptr address)
 {
     const struct hm_range *range = hm_range_at(address);
-    struct hm_op op = { .kind = HM_OP_FREE, .address = address };
+    struct hm_op op = {.kind = HM_OP_FREE, .address = address};
 
     if (range == NULL || range->address != address)
         return CUDA_ERROR_INVALID_VALUE;

@@ -84,7 +84,7 @@ HM_EXPORT CUresult
 cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id)
 {
     HM_ENTER(HM_CURRENT);
-    struct info info = { .status = status, .id = id };
+    struct info info = {.status = status, .id = id};
 
     return get_info(&call, handle, &info);
 }
@@ -94,7 +94,7 @@ cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus *status, cuuint
                           CUgraph *graph, const CUgraphNode **dependencies, size_t *count)
 {
     HM_ENTER(HM_CURRENT);
-    struct info info = { status, id, graph, dependencies, NULL, count };
+    struct info info = {status, id, graph, dependencies, NULL, count};
 
     return get_info(&call, handle, &info);
 }
@@ -105,7 +105,7 @@ cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus *status, cuuint
                           const CUgraphEdgeData **edges, size_t *count)
 {
     HM_ENTER(HM_CURRENT);
-    struct info info = { status, id, graph, dependencies, edges, count };
+    struct info info = {status, id, graph, dependencies, edges, count};
 
     return get_info(&call, handle, &info);
 }

@@ -25,7 +25,7 @@ struct hm_context {
     CUfunc_cache cache;
     uint64_t peers; /* bit per card: peer access enabled */
     struct hm_slab *slabs;
-    struct hm_stream *streams; /* of every kind */
+    struct hm_stream *streams;    /* of every kind */
     struct hm_record *unresolved; /* records whose moment is still to come, by position */
     struct hm_record *unresolved_last;
 };

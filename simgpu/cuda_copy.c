@@ -49,7 +49,7 @@ fits(CUmemorytype type, CUdeviceptr address, size_t pitch, const CUDA_MEMCPY3D_P
 CUresult
 hm_copy_prepare(const CUDA_MEMCPY3D_PEER *copy, struct hm_op *op)
 {
-    *op = (struct hm_op){ .kind = HM_OP_COPY, .copy = *copy };
+    *op = (struct hm_op){.kind = HM_OP_COPY, .copy = *copy};
     if (copy->WidthInBytes == 0 || copy->Height == 0 || copy->Depth == 0) {
         op->kind = HM_OP_WORK;
         return CUDA_SUCCESS;

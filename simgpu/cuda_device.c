@@ -145,8 +145,8 @@ cuDeviceGetProperties(CUdevprop *properties, CUdevice device)
         return CUDA_ERROR_INVALID_DEVICE;
     *properties = (CUdevprop){
         .maxThreadsPerBlock = 1024,
-        .maxThreadsDim = { 1024, 1024, 64 },
-        .maxGridSize = { 2147483647, 65535, 65535 },
+        .maxThreadsDim = {1024, 1024, 64},
+        .maxGridSize = {2147483647, 65535, 65535},
         .sharedMemPerBlock = 49152,
         .totalConstantMemory = 65536,
         .SIMDWidth = 32,

@@ -65,7 +65,7 @@ check(enum hm_need need, struct hm_context **ctx)
 struct hm_call
 hm_call_enter(const char *name, enum hm_need need)
 {
-    struct hm_call call = { .twin = twin };
+    struct hm_call call = {.twin = twin};
     int code;
 
     twin = NULL;

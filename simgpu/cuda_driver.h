@@ -36,10 +36,10 @@ struct hm_call {
 };
 
 /* First line of an entry point: a fault on order, then the lock, then what the call needs. */
-#define HM_ENTER(need)                                                                 \
-    HM_CLEANUP(hm_call_leave) struct hm_call call = hm_call_enter(__func__, need);     \
-    if (call.result != CUDA_SUCCESS)                                                   \
-        return call.result
+#define HM_ENTER(need)                                                             \
+    HM_CLEANUP(hm_call_leave) struct hm_call call = hm_call_enter(__func__, need); \
+    if (call.result != CUDA_SUCCESS)                                               \
+    return call.result
 
 struct hm_call hm_call_enter(const char *name, enum hm_need need);
 void hm_call_leave(struct hm_call *call);

@@ -68,7 +68,7 @@ struct side {
 static struct side
 source(const CUDA_MEMCPY3D_PEER *copy)
 {
-    struct side side = { .pitch = copy->srcPitch, .slice = copy->srcPitch * copy->srcHeight };
+    struct side side = {.pitch = copy->srcPitch, .slice = copy->srcPitch * copy->srcHeight};
 
     if (copy->srcMemoryType == CU_MEMORYTYPE_ARRAY)
         side.start = hm_array_data(copy->srcArray, &side.pitch, &side.slice);
@@ -84,7 +84,7 @@ source(const CUDA_MEMCPY3D_PEER *copy)
 static struct side
 target(const CUDA_MEMCPY3D_PEER *copy)
 {
-    struct side side = { .pitch = copy->dstPitch, .slice = copy->dstPitch * copy->dstHeight };
+    struct side side = {.pitch = copy->dstPitch, .slice = copy->dstPitch * copy->dstHeight};
 
     if (copy->dstMemoryType == CU_MEMORYTYPE_ARRAY)
         side.start = hm_array_data(copy->dstArray, &side.pitch, &side.slice);

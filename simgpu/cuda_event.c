@@ -28,7 +28,7 @@ hm_event_mark(struct hm_event *event, struct hm_stream *stream)
 void
 hm_event_wait_on(const struct hm_event *event, struct hm_stream *stream)
 {
-    struct hm_op op = { .kind = HM_OP_WAIT, .record = event->record };
+    struct hm_op op = {.kind = HM_OP_WAIT, .record = event->record};
 
     if (event->record == NULL)
         return;

@@ -41,8 +41,7 @@ cuImportExternalMemory(CUexternalMemory *handle, const CUDA_EXTERNAL_MEMORY_HAND
     external->ctx = call.ctx;
     external->fd = descriptor->handle.fd;
     external->bytes = descriptor->size;
-    external->handle =
-        (CUexternalMemory)(uintptr_t)hm_handle_make(HM_EXTERNAL, external, call.ctx);
+    external->handle = (CUexternalMemory)(uintptr_t)hm_handle_make(HM_EXTERNAL, external, call.ctx);
     *handle = external->handle;
     return CUDA_SUCCESS;
 }
@@ -66,8 +65,7 @@ cuExternalMemoryGetMappedBuffer(CUdeviceptr *address, CUexternalMemory handle,
 {
     HM_ENTER(HM_CURRENT);
     const struct hm_external *external = HM_HANDLE(HM_EXTERNAL, handle);
-    struct hm_range range = { .kind = HM_MEMORY_EXTERNAL, .ctx = call.ctx,
-                              .card = call.ctx->card };
+    struct hm_range range = {.kind = HM_MEMORY_EXTERNAL, .ctx = call.ctx, .card = call.ctx->card};
 
     if (external == NULL)
         return CUDA_ERROR_INVALID_HANDLE;

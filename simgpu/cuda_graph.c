@@ -171,8 +171,8 @@ CUresult
 hm_node_set_kernel(struct hm_node *node, const CUDA_KERNEL_NODE_PARAMS *params)
 {
     struct hm_launch launch = {
-        .function = hm_function_find(params->func != NULL ? params->func
-                                                          : (CUfunction)params->kern),
+        .function =
+            hm_function_find(params->func != NULL ? params->func : (CUfunction)params->kern),
         .parameters = params->kernelParams,
         .extra = params->extra,
     };

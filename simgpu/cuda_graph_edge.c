@@ -88,7 +88,7 @@ struct list {
 static struct list
 list_start(const void *array, const size_t *count)
 {
-    return (struct list){ .room = array != NULL ? *count : 0 };
+    return (struct list){.room = array != NULL ? *count : 0};
 }
 
 static void
@@ -146,7 +146,7 @@ static void
 no_edge_data(CUgraphEdgeData *edges, const size_t *count)
 {
     for (size_t i = 0; edges != NULL && i < *count; i++)
-        edges[i] = (CUgraphEdgeData){ 0 };
+        edges[i] = (CUgraphEdgeData){0};
 }
 
 static CUresult

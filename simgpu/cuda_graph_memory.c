@@ -19,7 +19,7 @@ CUresult
 hm_graph_memory_new(uint32_t card, uint64_t bytes, struct hm_graph_memory **made)
 {
     struct hm_graph_memory *memory = hm_allocate(sizeof(*memory));
-    struct hm_range range = { .kind = HM_MEMORY_GRAPH, .card = card, .owner = memory };
+    struct hm_range range = {.kind = HM_MEMORY_GRAPH, .card = card, .owner = memory};
 
     range.bytes = hm_round_up(bytes, HM_BLOCK_BYTES);
     range.address = hm_space_take(0, range.bytes, true);
@@ -28,7 +28,10 @@ hm_graph_memory_new(uint32_t card, uint64_t bytes, struct hm_graph_memory **made
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     *memory = (struct hm_graph_memory){
-        .references = 1, .address = range.address, .bytes = range.bytes, .card = card,
+        .references = 1,
+        .address = range.address,
+        .bytes = range.bytes,
+        .card = card,
     };
     hm_range_add(&range);
     *made = memory;

@@ -104,7 +104,7 @@ cuGraphAddHostNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *depend
     node = add_node(graph, CU_GRAPH_NODE_TYPE_HOST, dependencies, count);
     if (node == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node->op = (struct hm_op){ .kind = HM_OP_HOST, .host = { params->fn, params->userData } };
+    node->op = (struct hm_op){.kind = HM_OP_HOST, .host = {params->fn, params->userData}};
     return finish(node, CUDA_SUCCESS, handle);
 }
 
@@ -182,7 +182,7 @@ set_alloc(struct hm_node *node, CUDA_MEM_ALLOC_NODE_PARAMS *params)
                                  &memory);
     if (result != CUDA_SUCCESS)
         return result;
-    node->op = (struct hm_op){ .kind = HM_OP_GRAPH_ALLOC, .memory = memory };
+    node->op = (struct hm_op){.kind = HM_OP_GRAPH_ALLOC, .memory = memory};
     params->dptr = memory->address;
     node->alloc = *params;
     return CUDA_SUCCESS;
@@ -208,7 +208,7 @@ set_free(struct hm_node *node, CUdeviceptr address)
 
     if (range == NULL || range->kind != HM_MEMORY_GRAPH || range->address != address)
         return CUDA_ERROR_INVALID_VALUE;
-    node->op = (struct hm_op){ .kind = HM_OP_GRAPH_FREE, .memory = range->owner };
+    node->op = (struct hm_op){.kind = HM_OP_GRAPH_FREE, .memory = range->owner};
     hm_graph_memory_hold(range->owner);
     return CUDA_SUCCESS;
 }

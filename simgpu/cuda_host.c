@@ -8,7 +8,7 @@
 static CUresult
 host_new(void **pointer, size_t bytes, unsigned int flags)
 {
-    struct hm_range range = { .kind = HM_MEMORY_HOST, .bytes = bytes, .flags = flags };
+    struct hm_range range = {.kind = HM_MEMORY_HOST, .bytes = bytes, .flags = flags};
     void *memory;
 
     if (pointer == NULL || bytes == 0)
@@ -58,9 +58,12 @@ HM_EXPORT CUresult
 cuMemHostRegister_v2(void *pointer, size_t bytes, unsigned int flags)
 {
     HM_ENTER(HM_CURRENT);
-    struct hm_range range = { .kind = HM_MEMORY_REGISTERED, .address = (uint64_t)pointer,
-                              .bytes = bytes, .flags = flags, .ctx = call.ctx,
-                              .card = call.ctx->card };
+    struct hm_range range = {.kind = HM_MEMORY_REGISTERED,
+                             .address = (uint64_t)pointer,
+                             .bytes = bytes,
+                             .flags = flags,
+                             .ctx = call.ctx,
+                             .card = call.ctx->card};
 
     if (pointer == NULL || bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;

@@ -27,7 +27,7 @@ cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr address)
 {
     HM_ENTER(HM_CURRENT);
     const struct hm_range *range = hm_range_at(address);
-    struct ipc_handle made = { .magic = IPC_MAGIC };
+    struct ipc_handle made = {.magic = IPC_MAGIC};
 
     if (handle == NULL || range == NULL || range->kind != HM_MEMORY_DEVICE)
         return CUDA_ERROR_INVALID_VALUE;
@@ -59,7 +59,7 @@ cuIpcOpenMemHandle_v2(CUdeviceptr *address, CUipcMemHandle handle, unsigned int 
 {
     HM_ENTER(HM_CURRENT);
     struct ipc_handle given;
-    struct hm_range range = { .kind = HM_MEMORY_IPC, .ctx = call.ctx };
+    struct hm_range range = {.kind = HM_MEMORY_IPC, .ctx = call.ctx};
 
     memcpy(&given, &handle, sizeof(given));
     if (address == NULL || flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS || given.magic != IPC_MAGIC)

@@ -73,7 +73,7 @@ prepare_fill(const struct hm_launch *launch, struct hm_op *op)
 CUresult
 hm_launch_prepare(const struct hm_launch *launch, struct hm_op *op)
 {
-    *op = (struct hm_op){ .kind = HM_OP_WORK, .length_ns = OTHER_KERNEL_NS };
+    *op = (struct hm_op){.kind = HM_OP_WORK, .length_ns = OTHER_KERNEL_NS};
     if (launch->function == NULL)
         return CUDA_ERROR_INVALID_HANDLE;
     for (size_t i = 0; i < launch->function->parameter_count; i++) {
@@ -189,8 +189,8 @@ cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, un
                unsigned int shared_bytes, CUstream stream, void **parameters, void **extra)
 {
     HM_ENTER(HM_CURRENT);
-    CUDA_KERNEL_NODE_PARAMS kernel = { function, grid_x, grid_y, grid_z, block_x, block_y, block_z,
-                                       shared_bytes, parameters, extra, NULL, NULL };
+    CUDA_KERNEL_NODE_PARAMS kernel = {function, grid_x,       grid_y,     grid_z, block_x, block_y,
+                                      block_z,  shared_bytes, parameters, extra,  NULL,    NULL};
 
     return launch(&call, stream, &kernel);
 }
@@ -202,8 +202,8 @@ cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int
                           void **parameters)
 {
     HM_ENTER(HM_CURRENT);
-    CUDA_KERNEL_NODE_PARAMS kernel = { function, grid_x, grid_y, grid_z, block_x, block_y, block_z,
-                                       shared_bytes, parameters, NULL, NULL, NULL };
+    CUDA_KERNEL_NODE_PARAMS kernel = {function, grid_x,       grid_y,     grid_z, block_x, block_y,
+                                      block_z,  shared_bytes, parameters, NULL,   NULL,    NULL};
 
     return launch(&call, stream, &kernel);
 }
@@ -217,8 +217,18 @@ cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **param
     if (config == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     kernel = (CUDA_KERNEL_NODE_PARAMS){
-        function, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
-        config->blockDimY, config->blockDimZ, config->sharedMemBytes, parameters, extra, NULL, NULL,
+        function,
+        config->gridDimX,
+        config->gridDimY,
+        config->gridDimZ,
+        config->blockDimX,
+        config->blockDimY,
+        config->blockDimZ,
+        config->sharedMemBytes,
+        parameters,
+        extra,
+        NULL,
+        NULL,
     };
     return launch(&call, config->hStream, &kernel);
 }

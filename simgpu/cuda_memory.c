@@ -50,7 +50,7 @@ place(struct hm_context *ctx, struct hm_range *range)
 CUresult
 hm_memory_new(struct hm_context *ctx, enum hm_memory kind, uint64_t bytes, struct hm_range **range)
 {
-    struct hm_range wanted = { .bytes = bytes, .kind = kind, .ctx = ctx, .card = ctx->card };
+    struct hm_range wanted = {.bytes = bytes, .kind = kind, .ctx = ctx, .card = ctx->card};
 
     /* No card is that large, and roundings of such a size would wrap. */
     if (bytes > UINT64_MAX / 4 || !place(ctx, &wanted))

@@ -246,9 +246,9 @@ import(int fd, CUmemGenericAllocationHandle *handle)
     CUmemAllocationProp prop = {
         .type = CU_MEM_ALLOCATION_TYPE_PINNED,
         .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-        .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE },
+        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
     };
-    uint64_t bytes;
+    uint64_t bytes = 0;
     uint64_t id = hm_fd_id(fd, &bytes);
     struct hm_physical *physical = id != 0 ? own_physical(id) : NULL;
     CUresult result;

@@ -39,7 +39,7 @@ hm_pool_default(CUdevice device)
 {
     CUmemPoolProps props = {
         .allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
-        .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device },
+        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device},
     };
 
     if (defaults[device] == NULL)
@@ -118,7 +118,10 @@ CUresult
 hm_pool_alloc(struct hm_pool *pool, uint64_t bytes, CUdeviceptr *address)
 {
     struct hm_range range = {
-        .kind = HM_MEMORY_POOL, .card = pool->card, .owner = pool, .bytes = bytes,
+        .kind = HM_MEMORY_POOL,
+        .card = pool->card,
+        .owner = pool,
+        .bytes = bytes,
     };
     uint64_t size = hm_round_up(bytes, PIECE_BYTES);
 

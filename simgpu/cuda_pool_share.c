@@ -29,7 +29,7 @@ cuMemPoolExportToShareableHandle(void *shareable, CUmemoryPool handle,
 {
     HM_ENTER(HM_INITIALIZED);
     const struct hm_pool *pool = hm_pool_find(handle);
-    struct shared_pool content = { .magic = POOL_MAGIC };
+    struct shared_pool content = {.magic = POOL_MAGIC};
     int fd;
 
     if (pool == NULL || shareable == NULL || flags != 0 ||
@@ -53,7 +53,7 @@ cuMemPoolImportFromShareableHandle(CUmemoryPool *handle, void *shareable,
                                    CUmemAllocationHandleType type, unsigned long long flags)
 {
     HM_ENTER(HM_INITIALIZED);
-    CUmemPoolProps props = { .allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .handleTypes = type };
+    CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .handleTypes = type};
     struct shared_pool content;
     struct hm_pool *pool;
 
@@ -72,7 +72,7 @@ cuMemPoolExportPointer(CUmemPoolPtrExportData *data, CUdeviceptr address)
 {
     HM_ENTER(HM_INITIALIZED);
     const struct hm_range *range = hm_range_at(address);
-    struct shared_pointer made = { .magic = POOL_MAGIC };
+    struct shared_pointer made = {.magic = POOL_MAGIC};
 
     if (data == NULL || range == NULL || range->kind != HM_MEMORY_POOL)
         return CUDA_ERROR_INVALID_VALUE;
@@ -88,7 +88,7 @@ cuMemPoolImportPointer(CUdeviceptr *address, CUmemoryPool handle, CUmemPoolPtrEx
 {
     HM_ENTER(HM_INITIALIZED);
     struct hm_pool *pool = hm_pool_find(handle);
-    struct hm_range range = { .kind = HM_MEMORY_POOL, .owner = pool };
+    struct hm_range range = {.kind = HM_MEMORY_POOL, .owner = pool};
     struct shared_pointer given;
 
     if (address == NULL || data == NULL || pool == NULL || !pool->imported)

@@ -60,7 +60,8 @@ read_parameter(char *declaration, struct hm_function *function)
         return;
     if (index > 0)
         offset = function->parameter_offset[index - 1] + function->parameter_bytes[index - 1];
-    function->parameter_offset[index] = hm_round_up(offset, alignment(declaration, type_bytes(declaration)));
+    function->parameter_offset[index] =
+        hm_round_up(offset, alignment(declaration, type_bytes(declaration)));
     function->parameter_bytes[index] = bytes;
     function->parameter_count++;
 }

@@ -203,8 +203,8 @@ hm_streams_pump(bool run_host)
 static void
 fence(struct hm_stream *stream, struct hm_stream *before)
 {
-    struct hm_op mark = { .kind = HM_OP_RECORD, .record = hm_record_new() };
-    struct hm_op wait = { .kind = HM_OP_WAIT, .record = mark.record };
+    struct hm_op mark = {.kind = HM_OP_RECORD, .record = hm_record_new()};
+    struct hm_op wait = {.kind = HM_OP_WAIT, .record = mark.record};
 
     hm_record_hold(mark.record);
     append(before, &mark);

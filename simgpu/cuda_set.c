@@ -10,7 +10,7 @@ hm_set_prepare(const CUDA_MEMSET_NODE_PARAMS *set, struct hm_op *op)
     const struct hm_range *range = hm_range_at(set->dst);
     uint64_t row = set->width * set->elementSize;
 
-    *op = (struct hm_op){ .kind = HM_OP_SET, .set = *set };
+    *op = (struct hm_op){.kind = HM_OP_SET, .set = *set};
     if (set->width == 0 || set->height == 0) {
         op->kind = HM_OP_WORK;
         return CUDA_SUCCESS;
@@ -37,9 +37,13 @@ add(const struct hm_call *call, CUstream handle, const CUDA_MEMSET_NODE_PARAMS *
 }
 
 /* Memsets do not wait for the host, whatever their name says. */
-#define SET(address, row_pitch, number, bytes, columns, rows)                        \
-    (&(CUDA_MEMSET_NODE_PARAMS){ .dst = (address), .pitch = (row_pitch), .value = (number), \
-                                 .elementSize = (bytes), .width = (columns), .height = (rows) })
+#define SET(address, row_pitch, number, bytes, columns, rows) \
+    (&(CUDA_MEMSET_NODE_PARAMS){.dst = (address),             \
+                                .pitch = (row_pitch),         \
+                                .value = (number),            \
+                                .elementSize = (bytes),       \
+                                .width = (columns),           \
+                                .height = (rows)})
 
 HM_EXPORT CUresult
 cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count)

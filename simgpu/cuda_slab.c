@@ -50,7 +50,7 @@ slab_new(struct hm_context *ctx)
         return NULL;
     }
     slab = hm_allocate(sizeof(*slab));
-    *slab = (struct hm_slab){ .ctx = ctx, .next = ctx->slabs, .address = address };
+    *slab = (struct hm_slab){.ctx = ctx, .next = ctx->slabs, .address = address};
     ctx->slabs = slab;
     return slab;
 }

@@ -81,7 +81,7 @@ struct hm_record *
 hm_stream_mark(struct hm_stream *stream)
 {
     struct hm_record *record = hm_record_new();
-    struct hm_op op = { .kind = HM_OP_RECORD, .record = record };
+    struct hm_op op = {.kind = HM_OP_RECORD, .record = record};
 
     hm_record_hold(record);
     hm_stream_submit(stream, &op);

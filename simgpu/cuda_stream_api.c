@@ -170,7 +170,7 @@ HM_EXPORT CUresult
 cuStreamWriteValue32_v2(CUstream handle, CUdeviceptr address, cuuint32_t value, unsigned int flags)
 {
     HM_ENTER(HM_CURRENT);
-    struct hm_op op = { .kind = HM_OP_WRITE_VALUE, .value = { address, value, flags, false } };
+    struct hm_op op = {.kind = HM_OP_WRITE_VALUE, .value = {address, value, flags, false}};
 
     return add_value(&call, handle, &op);
 }
@@ -179,7 +179,7 @@ HM_EXPORT CUresult
 cuStreamWriteValue64_v2(CUstream handle, CUdeviceptr address, cuuint64_t value, unsigned int flags)
 {
     HM_ENTER(HM_CURRENT);
-    struct hm_op op = { .kind = HM_OP_WRITE_VALUE, .value = { address, value, flags, true } };
+    struct hm_op op = {.kind = HM_OP_WRITE_VALUE, .value = {address, value, flags, true}};
 
     return add_value(&call, handle, &op);
 }
@@ -188,7 +188,7 @@ HM_EXPORT CUresult
 cuStreamWaitValue32_v2(CUstream handle, CUdeviceptr address, cuuint32_t value, unsigned int flags)
 {
     HM_ENTER(HM_CURRENT);
-    struct hm_op op = { .kind = HM_OP_WAIT_VALUE, .value = { address, value, flags, false } };
+    struct hm_op op = {.kind = HM_OP_WAIT_VALUE, .value = {address, value, flags, false}};
 
     return add_value(&call, handle, &op);
 }
@@ -197,7 +197,7 @@ HM_EXPORT CUresult
 cuStreamWaitValue64_v2(CUstream handle, CUdeviceptr address, cuuint64_t value, unsigned int flags)
 {
     HM_ENTER(HM_CURRENT);
-    struct hm_op op = { .kind = HM_OP_WAIT_VALUE, .value = { address, value, flags, true } };
+    struct hm_op op = {.kind = HM_OP_WAIT_VALUE, .value = {address, value, flags, true}};
 
     return add_value(&call, handle, &op);
 }
@@ -206,7 +206,7 @@ HM_EXPORT CUresult
 cuLaunchHostFunc(CUstream handle, CUhostFn function, void *data)
 {
     HM_ENTER(HM_CURRENT);
-    struct hm_op op = { .kind = HM_OP_HOST, .host = { function, data } };
+    struct hm_op op = {.kind = HM_OP_HOST, .host = {function, data}};
     struct hm_stream *stream;
     CUresult result = hm_stream_find(&call, handle, &stream);
 

@@ -18,8 +18,8 @@ find_reservation(uint64_t address, uint64_t bytes)
 {
     struct reservation **link = &reservations;
 
-    while (*link != NULL && (address < (*link)->address ||
-                             address + bytes > (*link)->address + (*link)->bytes))
+    while (*link != NULL &&
+           (address < (*link)->address || address + bytes > (*link)->address + (*link)->bytes))
         link = &(*link)->next;
     return link;
 }
@@ -90,8 +90,8 @@ cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocatio
 {
     HM_ENTER(HM_INITIALIZED);
     struct hm_physical *physical = hm_physical_find(handle);
-    struct hm_range range = { .kind = HM_MEMORY_MAPPED, .address = address, .bytes = bytes,
-                              .owner = physical };
+    struct hm_range range = {
+        .kind = HM_MEMORY_MAPPED, .address = address, .bytes = bytes, .owner = physical};
 
     if (physical == NULL || physical->handles == 0 || flags != 0 || offset != 0 || bytes == 0 ||
         bytes % HM_BLOCK_BYTES != 0 || address % HM_BLOCK_BYTES != 0 || bytes > physical->bytes)

@@ -62,7 +62,7 @@ hm_object_create(uint64_t id, uint32_t card, uint64_t blocks)
         hm_process_reap();
     if (object == NULL || target->blocks_used + blocks > target->blocks_total)
         return false;
-    *object = (struct hm_object){ .card = (int32_t)card, .payer = hm_local.slot, .blocks = blocks };
+    *object = (struct hm_object){.card = (int32_t)card, .payer = hm_local.slot, .blocks = blocks};
     object->holders[hm_local.slot / 64] = 1ull << (hm_local.slot % 64);
     object->id = id;
     target->blocks_used += blocks;

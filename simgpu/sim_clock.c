@@ -41,7 +41,7 @@ hm_clock_ns(void)
 void
 hm_clock_pause(int64_t ns)
 {
-    struct timespec pause = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+    struct timespec pause = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
 
     clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
 }

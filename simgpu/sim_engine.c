@@ -7,7 +7,6 @@
 #define SLICE_NS 2000000
 #define PREEMPT_NS 227000
 #define HANDOVER_NS 50000
-#define WINDOW_NS 166000000
 
 static int64_t
 min_ns(int64_t a, int64_t b)
@@ -80,9 +79,10 @@ hm_engine_drop_slot(struct hm_engine *engine, int slot)
 static void
 window_end(struct hm_engine *engine)
 {
-    engine->utilization_percent = (uint32_t)((engine->window_busy_ns * 100 + WINDOW_NS / 2) / WINDOW_NS);
+    engine->utilization_percent =
+        (uint32_t)((engine->window_busy_ns * 100 + HM_ENGINE_WINDOW_NS / 2) / HM_ENGINE_WINDOW_NS);
     engine->window_busy_ns = 0;
-    engine->window_start_ns += WINDOW_NS;
+    engine->window_start_ns += HM_ENGINE_WINDOW_NS;
     for (int i = 0; i < HM_CHANNELS; i++) {
         engine->channels[i].last_window_ns = engine->channels[i].window_ns;
         engine->channels[i].window_ns = 0;
@@ -94,9 +94,10 @@ static void
 idle(struct hm_engine *engine, int64_t until_ns)
 {
     engine->now_ns = until_ns;
-    for (int i = 0; i < 2 && until_ns - engine->window_start_ns >= WINDOW_NS; i++)
+    for (int i = 0; i < 2 && until_ns - engine->window_start_ns >= HM_ENGINE_WINDOW_NS; i++)
         window_end(engine);
-    engine->window_start_ns += (until_ns - engine->window_start_ns) / WINDOW_NS * WINDOW_NS;
+    engine->window_start_ns +=
+        (until_ns - engine->window_start_ns) / HM_ENGINE_WINDOW_NS * HM_ENGINE_WINDOW_NS;
 }
 
 static void
@@ -153,9 +154,9 @@ void
 hm_engine_advance(struct hm_engine *engine, int64_t now_ns)
 {
     while (engine->now_ns < now_ns) {
-        int64_t until = min_ns(now_ns, engine->window_start_ns + WINDOW_NS);
+        int64_t until = min_ns(now_ns, engine->window_start_ns + HM_ENGINE_WINDOW_NS);
 
-        if (engine->now_ns >= engine->window_start_ns + WINDOW_NS) {
+        if (engine->now_ns >= engine->window_start_ns + HM_ENGINE_WINDOW_NS) {
             window_end(engine);
         } else if (engine->switch_left_ns > 0) {
             int64_t spent = min_ns(engine->switch_left_ns, until - engine->now_ns);
@@ -194,7 +195,8 @@ hm_engine_when(const struct hm_engine *engine, int channel, int64_t position)
         const struct hm_segment *segment = &queue->segments[(i - 1) % HM_SEGMENTS];
 
         if (segment->position < position || i - 1 == oldest)
-            return segment->start_ns + (position > segment->position ? position - segment->position : 0);
+            return segment->start_ns +
+                   (position > segment->position ? position - segment->position : 0);
     }
     return engine->now_ns;
 }

@@ -15,6 +15,9 @@
 
 enum { HM_CHANNELS = 64, HM_SEGMENTS = 1024 };
 
+/* Over this long utilization is counted, about as NVML does. */
+#define HM_ENGINE_WINDOW_NS 166000000
+
 /* An uninterrupted stretch of service: position `position` was reached `start_ns`, then one by one. */
 struct hm_segment {
     int64_t start_ns;

@@ -45,11 +45,10 @@ static void
 parse(void)
 {
     const char *list = getenv("HAMIRT_SIM_FAULT");
-    char *copy = list != NULL ? strdup(list) : NULL;
+    char *copy = strdup(list != NULL ? list : "");
     char *rest = NULL;
 
-    for (char *item = strtok_r(copy, ",", &rest); copy != NULL && item != NULL;
-         item = strtok_r(NULL, ",", &rest)) {
+    for (char *item = strtok_r(copy, ",", &rest); item != NULL; item = strtok_r(NULL, ",", &rest)) {
         if (fault_count < HM_COUNT(faults) && parse_one(item, &faults[fault_count]))
             fault_count++;
         else

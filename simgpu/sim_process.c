@@ -14,7 +14,10 @@ static bool
 slot_lock(int slot, int command, struct flock *lock)
 {
     *lock = (struct flock){
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1,
+        .l_type = F_WRLCK,
+        .l_whence = SEEK_SET,
+        .l_start = slot,
+        .l_len = 1,
     };
     return fcntl(hm_local.fd, command, lock) == 0;
 }

@@ -17,7 +17,7 @@
 #define CARD_RESERVED_MIB 551
 #define PATH_BYTES 4096
 
-struct hm_local hm_local = { .fd = -1, .slot = -1 };
+struct hm_local hm_local = {.fd = -1, .slot = -1};
 
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 

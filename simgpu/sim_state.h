@@ -26,9 +26,9 @@ enum hm_lib { HM_LIBRARY_CUDA, HM_LIBRARY_NVML, HM_LIBRARIES };
 /* A process that called cuInit. It lives while it holds the OFD lock on byte `index` of the file. */
 struct hm_slot {
     uint32_t used;
-    int32_t pid;           /* in its own PID namespace */
-    uint64_t pid_ns;       /* inode of that namespace */
-    uint64_t generation;   /* tells a slot's successive owners apart */
+    int32_t pid;         /* in its own PID namespace */
+    uint64_t pid_ns;     /* inode of that namespace */
+    uint64_t generation; /* tells a slot's successive owners apart */
     uint32_t contexts[HM_CARDS_MAX];
     uint64_t blocks[HM_CARDS_MAX]; /* private physical memory, shared objects not included */
 };

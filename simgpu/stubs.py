@@ -62,9 +62,7 @@ def _split(name: str) -> tuple[str, int, str]:
 
 def _preprocess(cc: str, header_dir: Path, source: str) -> str:
     command = [cc, "-E", "-P", f"-I{header_dir}", "-xc", "-"]
-    done = subprocess.run(
-        command, input=source, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
 
 
@@ -101,9 +99,7 @@ def _target(entry: EntryPoint, written: dict[str, EntryPoint]) -> EntryPoint | N
         plain = written.get(entry.name.removesuffix(thread))
         if plain is not None:
             return plain
-    same = [
-        other for other in written.values() if other.base == base and other.types == entry.types
-    ]
+    same = [other for other in written.values() if other.base == base and other.types == entry.types]
     same.sort(key=lambda other: abs(_split(other.name)[1] - version))
     return same[0] if same else None
 
@@ -117,15 +113,10 @@ def _forwarder(entry: EntryPoint, target: EntryPoint, returns: str) -> str:
 
 
 def _stub(entry: EntryPoint, index: int, returns: str, answer: str) -> str:
-    return (
-        f"HM_EXPORT {returns}\n{entry.declaration}\n{{\n"
-        f"    hm_stub_count({index});\n    return {answer};\n}}\n"
-    )
+    return f"HM_EXPORT {returns}\n{entry.declaration}\n{{\n    hm_stub_count({index});\n    return {answer};\n}}\n"
 
 
-def _functions(
-    entries: dict[str, EntryPoint], written_names: set[str], returns: str, answer: str, library: str
-) -> str:
+def _functions(entries: dict[str, EntryPoint], written_names: set[str], returns: str, answer: str, library: str) -> str:
     written = {name: entries[name] for name in sorted(written_names) if name in entries}
     parts: list[str] = []
     stubs: list[str] = []
@@ -139,7 +130,7 @@ def _functions(
     names = "".join(f'    "{name}",\n' for name in stubs)
     parts.append(
         f"static const char *const stub_names[] = {{\n{names}    NULL,\n}};\n"
-        f"_Static_assert({len(stubs)} <= HM_STUBS, \"more stubs than counters\");\n"
+        f'_Static_assert({len(stubs)} <= HM_STUBS, "more stubs than counters");\n'
         "const struct hm_stub_table hm_stub_table = {\n"
         f"    .library = {library}, .count = {len(stubs)}, .names = stub_names,\n}};\n"
     )

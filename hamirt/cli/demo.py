@@ -21,6 +21,7 @@ from hamirt.units import GIB
 _ROOM_BYTES = 6 * GIB
 _DEADLINE_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
+_REFUSAL = "OUT_OF_MEMORY"
 _AFTER_SECONDS = 1.5  # for steady to be seen going on after greedy's refusal
 
 
@@ -92,6 +93,7 @@ def _start(actor: Actor, card: Card | None) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-m", "hamirt", *options, sys.executable, str(program), actor.name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     try:
@@ -108,16 +110,18 @@ def _start(actor: Actor, card: Card | None) -> Iterator[subprocess.Popen[str]]:
 def _watch(steady: subprocess.Popen[str], greedy: subprocess.Popen[str]) -> bool:
     """Show what both say until greedy was refused and steady was seen going on; return whether it came to that."""
     actors = {_output(steady): STEADY, _output(greedy): GREEDY}
+    partial = dict.fromkeys(actors, "")
     refused, deadline = False, time.monotonic() + _DEADLINE_SECONDS
-    while actors and time.monotonic() < deadline:
+    while len(actors) == 2 and time.monotonic() < deadline:
         ready, _, _ = select.select(list(actors), [], [], 0.1)
         for descriptor in ready:
-            lines = os.read(descriptor, 65536).decode("utf-8", "replace").splitlines()
+            chunk = os.read(descriptor, 65536).decode("utf-8", "replace")
+            *lines, partial[descriptor] = (partial[descriptor] + chunk).split("\n")
             for line in lines:
                 _show(actors[descriptor], line)
-                if "OUT_OF_MEMORY" in line and not refused:
+                if _REFUSAL in line and not refused:
                     refused, deadline = True, time.monotonic() + _AFTER_SECONDS
-            if not lines:
+            if not chunk:
                 del actors[descriptor]
     return refused and len(actors) == 2
 
@@ -143,9 +147,11 @@ def _finish(actor: Actor, process: subprocess.Popen[str]) -> bool:
         return False
     for line in output.splitlines():
         _show(actor, line)
+    if process.returncode != 0:
+        _show(actor, f"failed: it ended with status {process.returncode}")
     return process.returncode == 0
 
 
 def _show(actor: Actor, line: str) -> None:
-    colour = "red" if "OUT_OF_MEMORY" in line or line.startswith("failed") else None
+    colour = "red" if _REFUSAL in line or line.startswith("failed") else None
     click.echo(click.style(f"  {actor.name:>6} | ", fg=actor.colour) + click.style(line, fg=colour))

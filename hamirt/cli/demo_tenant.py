@@ -12,6 +12,7 @@ import sys
 import time
 
 MIB = 1 << 20
+CHUNK_MIB, CHUNKS = 256, 16
 STEP_SECONDS = 0.35
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
@@ -38,7 +39,8 @@ def check(call: str, *arguments: object) -> None:
 
 def say(line: str) -> None:
     """Print a line at once, for the demo that reads it."""
-    print(line, flush=True)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def make_context() -> None:
@@ -87,19 +89,20 @@ def steady() -> None:
 
 def greedy() -> None:
     """Take more and more until the driver refuses; then show that life goes on."""
-    blocks = []
+    blocks: list[ctypes.c_uint64] = []
     try:
-        while True:
-            blocks.append(allocate(256 * MIB))
-            say(f"holds {256 * len(blocks)} MiB, {card_mib()}")
+        while len(blocks) < CHUNKS:
+            blocks.append(allocate(CHUNK_MIB * MIB))
+            say(f"holds {CHUNK_MIB * len(blocks)} MiB, {card_mib()}")
             time.sleep(STEP_SECONDS)
+        sys.exit("failed: it was never refused")
     except CudaError as error:
         if error.code != OUT_OF_MEMORY:
             raise
-        say(f"256 MiB more: {error.name}")
+        say(f"asks for {CHUNK_MIB} MiB more: {error.name}")
     check("cuMemFree_v2", blocks.pop())
-    blocks.append(allocate(256 * MIB))
-    say("freed 256 MiB, and got them again: it goes on within its cap")
+    blocks.append(allocate(CHUNK_MIB * MIB))
+    say(f"frees {CHUNK_MIB} MiB and gets them again: it goes on within its cap")
     while not is_over():
         pass
     say("finished")

@@ -15,7 +15,7 @@ def test_one_tenant_meets_its_cap_and_the_other_goes_on(node: Node) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     shown = ended.stdout
     assert "SIMULATED" in shown.splitlines()[0]
-    assert "greedy | 256 MiB more: CUDA_ERROR_OUT_OF_MEMORY" in shown
+    assert "greedy | asks for 256 MiB more: CUDA_ERROR_OUT_OF_MEMORY" in shown
     assert "greedy | sees a GPU with" in shown
     assert "of 2048 MiB free" in shown
     after = shown.split("OUT_OF_MEMORY", 1)[1]

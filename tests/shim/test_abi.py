@@ -72,7 +72,9 @@ def test_an_entry_of_a_newer_header_has_to_be_decided() -> None:
     newer = ["cuMemAllocAsync_v7", "cuTensorHeapCreate", "cuGreenPoolTrim", "cuFuncGetColour"]
 
     assert entries.undecided(cuda, newer) == set(newer[:3])
-    assert entries.undecided(nvml, ["nvmlDeviceGetMemoryInfo_v9", "nvmlDeviceGetColour"]) == {"nvmlDeviceGetMemoryInfo_v9"}
+    assert entries.undecided(nvml, ["nvmlDeviceGetMemoryInfo_v9", "nvmlDeviceGetColour"]) == {
+        "nvmlDeviceGetMemoryInfo_v9"
+    }
 
 
 def test_a_reason_out_of_the_list_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,9 @@ def test_has_no_constructor_of_its_own(native: Native, build: Build, tmp_path: P
 
 
 def test_the_constructor_check_can_fail(build: Build, tmp_path: Path) -> None:
-    (tmp_path / "eager.c").write_text("static void __attribute__((constructor)) eager(void) {}\n")
+    (tmp_path / "eager.c").write_text(
+        "int eaten;\nstatic void __attribute__((constructor)) eager(void) { eaten = 1; }\n"
+    )
     (tmp_path / "trivial.c").write_text("int trivial(void);\nint trivial(void) { return 1; }\n")
     eager = build(tmp_path / "eager.c", shared=True, driver=False)
     trivial = build(tmp_path / "trivial.c", shared=True, driver=False)
@@ -110,4 +112,3 @@ def test_the_simulated_driver_has_every_entry_and_calls_itself(native: Native, l
 
     assert own >= set(entries.listed(library))
     assert "SYMBOLIC" in dynamic(simulated), "or its own calls go through the shim"
-

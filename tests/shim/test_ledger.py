@@ -138,5 +138,7 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
 def test_the_ledger_refuses_only_what_does_not_fit(ledger: ctypes.CDLL) -> None:
     run_state_machine_as_test(
         machine(ledger),
-        settings=settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(
+            max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
     )

@@ -16,9 +16,12 @@ from abi import entries
 from tests.shim.conftest import MIB, PROGRAMS, Build, Native, Node
 
 sys.path.insert(0, str(PROGRAMS))
-from passed_arguments import arguments  # noqa: E402
+from passed_arguments import arguments
 
 STUBS = PROGRAMS / "passed_stubs.txt"
+# What it refuses for a reason of its own, by code.
+REFUSED: dict[str, int] = {}
+
 CONTROL = "cuMemAlloc_v2"  # an entry that is hooked: the same look at the card has to see what it takes
 
 

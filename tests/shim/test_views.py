@@ -1,4 +1,4 @@
-"""How big is my GPU: the figures of CUDA and NVML inside a tenant, which must all agree, and nobody else's processes."""
+"""How big is my GPU: the figures of CUDA and NVML in a tenant, which must all agree, and nobody else's processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.shim.conftest import CARD_BYTES, MIB, TIMEOUT_S, Node, Tenant, card_uuid
-from tests.shim.conftest import PROGRAMS
+from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Node, Tenant, card_uuid
 from tests.shim.view import Shell
 
 CAP = 8192 * MIB

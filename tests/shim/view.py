@@ -36,4 +36,5 @@ class Shell:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stdin.close()
+        self.process.stdin = None  # or a later communicate() would flush it
         self.process.wait(TIMEOUT_S)

@@ -21,11 +21,11 @@ LOOKUP(const char *name)
     return found;
 }
 
-#ifdef LINKED_CALL
-#include <cuda.h>
+#ifdef LINKED
+int cuMemAlloc_v2(unsigned long long *pointer, size_t bytes);
 
 void *
-LINKED_CALL(void)
+route_linked(void)
 {
     return (void *)&cuMemAlloc_v2;
 }

@@ -9,6 +9,8 @@
 #include <cuda.h>
 #include <nvml.h>
 
+#include <stdlib.h>
+
 #include "route_where.h"
 
 static const int versions[] = {
@@ -36,11 +38,12 @@ static void
 one_name(const char *name, void *cuda, void *nvml, lookup front, lookup behind, lookup local)
 {
     void *handle = strncmp(name, "nvml", 4) == 0 ? nvml : cuda;
+    const char *version = getenv("ROUTE_VERSION");
 
     route_print("handle", name, dlsym(handle, name));
     route_print("default", name, dlsym(RTLD_DEFAULT, name));
     route_print("next", name, dlsym(RTLD_NEXT, name));
-    route_print("versioned", name, dlvsym(handle, name, "GLIBC_2.2.5"));
+    route_print("versioned", name, dlvsym(handle, name, version != NULL ? version : "GLIBC_2.2.5"));
     if (front != NULL)
         route_print("front", name, front(name));
     if (behind != NULL)

@@ -1,6 +1,7 @@
 /*
  * A program that is not linked with the driver. `errors`: what dlsym and dlerror say for names that nobody has, or
  * that only a driver has that is not loaded. `alloc`: the driver's functions as wrapped by other preloaded libraries.
+ * `module FILE`: what a module that is linked with the driver finds, by RTLD_DEFAULT and by its own calls.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -8,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "route_where.h"
 
 static void
 ask(const char *what, void *handle, const char *name, const char *version)
@@ -46,6 +49,23 @@ errors(void)
     ask("cuda", cuda, "cuMemAllocX", NULL);
     ask("cuda", cuda, "nvmlDeviceGetCount_v2", NULL);
     ask("default", RTLD_DEFAULT, "cuInit", NULL); /* still not: the driver is loaded for its handle only */
+    return 0;
+}
+
+static int
+module(const char *path)
+{
+    void *handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+    void *(*by_name)(const char *), *(*linked)(void);
+
+    if (handle == NULL)
+        return 2;
+    *(void **)&by_name = dlsym(handle, "route_local");
+    *(void **)&linked = dlsym(handle, "route_linked");
+    route_print("default", "cuMemAlloc_v2", by_name("cuMemAlloc_v2"));
+    route_print("default", "cuMemFreeHost", by_name("cuMemFreeHost"));
+    route_print("default", "nobody_has_this", by_name("nobody_has_this"));
+    route_print("linked", "cuMemAlloc_v2", linked());
     return 0;
 }
 
@@ -94,5 +114,7 @@ main(int count, char **argument)
 {
     if (count < 2)
         return 1;
+    if (strcmp(argument[1], "module") == 0)
+        return module(argument[2]);
     return strcmp(argument[1], "errors") == 0 ? errors() : alloc();
 }

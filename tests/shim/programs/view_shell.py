@@ -144,7 +144,7 @@ def enumerate_nvml():
 
 
 def memory(index=0):
-    """Return NVML's figures of a device: total, used and free of version 1, total, used, free, reserved of version 2."""
+    """Return NVML's figures: total, used and free of version 1; total, used, free and reserved of version 2."""
     one = pynvml.nvmlDeviceGetMemoryInfo(handle(index))
     two = pynvml.nvmlDeviceGetMemoryInfo(handle(index), version=pynvml.nvmlMemory_v2)
     return [[one.total, one.used, one.free], [two.total, two.used, two.free, two.reserved]]

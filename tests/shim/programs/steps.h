@@ -1,0 +1,73 @@
+/*
+ * For programs that do one thing after another and stop to be looked at. Each stop prints its name and by how many KiB
+ * the free memory fell since the last context was made, as cuMemGetInfo tells it; then it waits for a line on standard
+ * input (its end will do). Without the shim that is the card's free memory, with it the room under the cap.
+ */
+#pragma once
+#include <cuda.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MIB ((size_t)1 << 20)
+
+#define CHECK(call) check((call), #call, __LINE__)
+
+static CUdevice device;
+static size_t free_at_start;
+
+static inline void
+check(CUresult result, const char *call, int line)
+{
+    const char *name = "?";
+
+    if (result == CUDA_SUCCESS)
+        return;
+    cuGetErrorName(result, &name);
+    fprintf(stderr, "line %d: %s: %s\n", line, call, name);
+    exit(1);
+}
+
+static inline size_t
+free_bytes(void)
+{
+    size_t free_now, total;
+
+    CHECK(cuMemGetInfo(&free_now, &total));
+    return free_now;
+}
+
+static inline void
+start(void)
+{
+    CUcontext context;
+
+    CHECK(cuInit(0));
+    CHECK(cuDeviceGet(&device, 0));
+    CHECK(cuDevicePrimaryCtxRetain(&context, device));
+    CHECK(cuCtxSetCurrent(context));
+    free_at_start = free_bytes();
+}
+
+static inline void
+stop(const char *what)
+{
+    char line[16];
+
+    printf("%s %ld\n", what, ((long)free_at_start - (long)free_bytes()) / 1024);
+    fflush(stdout);
+    if (fgets(line, sizeof(line), stdin) == NULL)
+        return;
+}
+
+/* The name of an answer, without CUDA_. */
+static inline void
+answer(const char *what, CUresult result)
+{
+    const char *name = "CUDA_?";
+
+    cuGetErrorName(result, &name);
+    printf("%s %s\n", what, name + strlen("CUDA_"));
+    fflush(stdout);
+}
