@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -163,7 +164,11 @@ def _build_simulator(package: Path) -> None:
     cuda_stubs, nvml_stubs = _scratch_dir() / "cuda_stubs.c", _scratch_dir() / "nvml_stubs.c"
     headers = header_dir()
     stubs = _load_module(SIMGPU / "stubs.py")
-    stubs.generate(headers, [*common, *cuda_own, *nvml_own], cuda_stubs, nvml_stubs, _compiler()[0])
+    _require_compiler()
+    try:
+        stubs.generate(headers, [*common, *cuda_own, *nvml_own], cuda_stubs, nvml_stubs, _compiler()[0])
+    except subprocess.SubprocessError as error:
+        raise BuildError(f"NVIDIA's headers can't be read: {error}") from None
     include = [f"-I{SIMGPU}", f"-I{headers}"]
     libraries = [*SYSTEM_LIBRARIES, "-lm"]
     _compile(cuda, [*common, *cuda_own, cuda_stubs], cuda_flags, include, libraries)
@@ -191,20 +196,23 @@ def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
+def _require_compiler() -> None:
+    if shutil.which(_compiler()[0]) is None:
+        raise BuildError(f"there is no C compiler called {_compiler()[0]}: install gcc, or name one with CC=...")
+
+
 def _compile(
     out: Path, sources: Sequence[Path], flags: Sequence[str], include: Sequence[str], libraries: Sequence[str]
 ) -> None:
     """Compile and link `sources` in one go; `out` changes only by a rename, since programs may have it mapped."""
     if not sources:
         raise BuildError(f"there is no source for {out.name} in this tree")
+    _require_compiler()
     print(f"building {out.name}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     command = [*_compiler(), *flags, *include, "-o", str(partial), *map(str, sources), *libraries]
-    try:
-        status = subprocess.run(command, timeout=COMPILE_TIMEOUT_S).returncode
-    except FileNotFoundError:
-        raise BuildError(f"there is no C compiler called {command[0]}: install gcc, or name one with CC=…") from None
+    status = subprocess.run(command, timeout=COMPILE_TIMEOUT_S).returncode
     if status != 0:
         partial.unlink(missing_ok=True)
         raise BuildError(f"{out.name} was not built: {command[0]} ended with status {status}")

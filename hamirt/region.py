@@ -16,7 +16,8 @@ from hamirt.errors import HamirtError
 from hamirt.model import DeviceUsage, KindBytes, Limit, Limits, Slot, Usage, Use
 
 try:
-    from hamirt._region import ffi, lib
+    from hamirt._region import ffi as ffi
+    from hamirt._region import lib as lib
 except ImportError as _error:  # an unbuilt tree
     raise HamirtError(f"hamirt is not built ({_error}): run make build, or pip install it") from None
 

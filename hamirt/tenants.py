@@ -77,18 +77,25 @@ def remove(tenant: OwnTenant) -> None:
 
 
 def list_pages(root: Path) -> tuple[TenantPages, ...]:
-    """Read all living tenants below `root`, after sweeping the dead away; none where there is no root."""
+    """Read all living tenants below `root`, after sweeping the dead away; none where there is no root.
+
+    Raises HamirtError where we may not look.
+    """
     try:
         config.check_root(root)
         with _locked(root):
             _sweep(root)
     except FileNotFoundError:
         return ()
-    except PermissionError:
-        pass  # somebody else's node: only look
     except OSError as error:
-        raise HamirtError(f"the state folder {root} can't be read: {error.strerror}") from None
+        raise HamirtError(f"the tenants in {root} can't be read ({error.strerror}): ask as their user") from None
     return tuple(pages for folder in _folders(root) if (pages := read_pages(folder)) is not None)
+
+
+def read_one(folder: Path) -> tuple[TenantPages, ...]:
+    """Read the tenant in this folder; none if it isn't there."""
+    pages = read_pages(folder)
+    return () if pages is None else (pages,)
 
 
 def read_pages(folder: Path) -> TenantPages | None:

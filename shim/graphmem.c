@@ -239,12 +239,38 @@ hm_graph_destroyed(struct hm_graph_exec *exec, CUgraphExec handle, CUresult resu
     return result;
 }
 
+static uint64_t
+larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 /* By how much a launch may make the pool grow. */
 static uint64_t
-growth(struct hm_graph_exec *exec, int device, uint64_t stream)
+growth(const struct hm_graph_exec *exec, int device, uint64_t stream)
 {
     struct pool *pool = &pools[device];
-    uint64_t bytes = exec->bytes[device], demand;
+    uint64_t bytes = exec->bytes[device], more, demand;
+
+    pthread_mutex_lock(&mutex);
+    more = exec->launched >> device & 1 ? 0 : bytes;
+    pool->mixed = pool->mixed || (pool->stream != 0 && pool->stream != stream);
+    pool->stream = stream;
+    if (pool->mixed)
+        demand = pool->sum + more;
+    else
+        demand = pool->kept + (exec->keeps ? pool->peak + more : larger(pool->peak, more));
+    demand = demand > pool->bytes ? demand - pool->bytes : 0;
+    pthread_mutex_unlock(&mutex);
+    return demand < bytes ? demand : bytes;
+}
+
+/* Exec has its memory now. */
+static void
+count_launch(struct hm_graph_exec *exec, int device)
+{
+    struct pool *pool = &pools[device];
+    uint64_t bytes = exec->bytes[device];
 
     pthread_mutex_lock(&mutex);
     if ((exec->launched >> device & 1) == 0) {
@@ -252,20 +278,15 @@ growth(struct hm_graph_exec *exec, int device, uint64_t stream)
         pool->sum += bytes;
         if (exec->keeps)
             pool->kept += bytes;
-        else if (bytes > pool->peak)
-            pool->peak = bytes;
+        else
+            pool->peak = larger(pool->peak, bytes);
     }
-    pool->mixed = pool->mixed || (pool->stream != 0 && pool->stream != stream);
-    pool->stream = stream;
-    demand = pool->mixed ? pool->sum : pool->kept + pool->peak;
-    demand = demand > pool->bytes ? demand - pool->bytes : 0;
     pthread_mutex_unlock(&mutex);
-    return demand < bytes ? demand : bytes;
 }
 
 /* Reserving may trim the pool, and then more has to be reserved. */
 static bool
-reserve(struct hm_charge *charge, struct hm_graph_exec *exec, int device, uint64_t stream)
+reserve(struct hm_charge *charge, const struct hm_graph_exec *exec, int device, uint64_t stream)
 {
     uint64_t bytes = growth(exec, device, stream), again;
 
@@ -298,9 +319,13 @@ hm_graph_begin(struct hm_graph_flight *flight, struct hm_graph_exec *exec, uint6
 CUresult
 hm_graph_end(struct hm_graph_flight *flight, CUresult result)
 {
-    for (int i = 0; flight->exec != NULL && i < HM_DEVICES; i++)
-        if (flight->exec->devices >> i & 1)
-            refresh(i, &flight->charge[i]);
+    for (int i = 0; flight->exec != NULL && i < HM_DEVICES; i++) {
+        if ((flight->exec->devices >> i & 1) == 0)
+            continue;
+        if (result == CUDA_SUCCESS)
+            count_launch(flight->exec, i);
+        refresh(i, &flight->charge[i]);
+    }
     return result;
 }
 

@@ -157,6 +157,12 @@ is_in_use(int usage)
 }
 
 static bool
+is_writable(int fd)
+{
+    return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR;
+}
+
+static bool
 is_same(int fd, const struct hm_limits *limits)
 {
     struct hm_limits there;
@@ -222,13 +228,13 @@ settle_pages(const struct place *place, int folder)
             is_whole(usage, HM_USAGE_MAGIC, sizeof(struct hm_usage));
     if (whole && is_same(limits, hm_config_limits()))
         return true;
-    if (!is_in_use(usage))
+    if (!is_in_use(usage) && is_writable(limits))
         return make_pages(place, limits, usage);
     if (!whole)
         return fail(place,
-                    "processes of another version of hamirt use it; name another file with " CACHE);
+                    "others use it with another version of hamirt; name another file with " CACHE);
     hm_log("the limits in %s hold, not those in this process's variables: other processes run "
-           "under them",
+           "under them, or another user made them",
            place->path);
     return true;
 }

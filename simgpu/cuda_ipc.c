@@ -64,10 +64,10 @@ cuIpcOpenMemHandle_v2(CUdeviceptr *address, CUipcMemHandle handle, unsigned int 
     memcpy(&given, &handle, sizeof(given));
     if (address == NULL || flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS || given.magic != IPC_MAGIC)
         return CUDA_ERROR_INVALID_VALUE;
-    if ((int)given.slot == hm_process_slot())
-        return CUDA_ERROR_INVALID_CONTEXT;
     if (!owner_lives(&given))
         return CUDA_ERROR_INVALID_HANDLE;
+    if ((int)given.slot == hm_process_slot())
+        return CUDA_ERROR_INVALID_CONTEXT;
     range.card = given.card;
     range.bytes = given.bytes;
     range.address = hm_space_take(0, given.bytes, true);

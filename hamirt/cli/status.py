@@ -8,7 +8,7 @@ import click
 
 from hamirt import __version__, config, members, nvml, plan, survey, tenants
 from hamirt.errors import HamirtError
-from hamirt.model import Card, Node, ProcessView, Tenant, TenantCard
+from hamirt.model import Card, Driver, Node, ProcessView, Tenant, TenantCard, TenantPages
 
 SCHEMA = 1  # of --json; docs/status-json.md
 
@@ -65,17 +65,22 @@ def look(sim: bool, gpu: str | None = None, tenant: str | None = None) -> Node:
         if inside is None:
             config.make_root(root)
         os.environ.setdefault(config.SIM_STATE_VARIABLE, str(config.sim_state_path(root)))
-    pages = tenants.list_pages(root) if inside is None else tuple(filter(None, [tenants.read_pages(inside)]))
-    driver, problem = None, None
+    driver: Driver | None = None
+    pages: tuple[TenantPages, ...] = ()
+    problems = []
+    try:
+        pages = tenants.list_pages(root) if inside is None else tenants.read_one(inside)
+    except HamirtError as error:
+        problems.append(str(error))
     try:
         driver = nvml.read_driver(config.sim_dir() if sim else None)
     except HamirtError as error:
-        problem = str(error)
+        problems.append(str(error))
     namespace = members.own_namespace()
     slots = survey.slots_of(pages)
     pids = members.outside_pids({slot for slot in slots if slot[0] != namespace})
     pids |= {slot: slot[1] for slot in slots if slot[0] == namespace}
-    node = survey.survey(driver, problem, pages, pids, inside=inside is not None)
+    node = survey.survey(driver, "\n".join(problems) or None, pages, pids, inside=inside is not None)
     return _select(node, gpu, tenant)
 
 

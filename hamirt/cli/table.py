@@ -15,7 +15,8 @@ from hamirt.units import format_mib
 
 _PIPE_COLUMNS = 132
 _BAR_CELLS = 16
-_NUMBERS = ("used MiB", "cap MiB", "allocations", "pools", "overhead", "denied")
+_BARS_FROM_COLUMNS = 90
+_NUMBERS = ("used", "cap", "alloc", "pools", "overhead", "denied")
 _LEVEL_STYLES = {Level.FULL: "green", Level.PARTIAL: "yellow", Level.NONE: "yellow"}
 _UNCAPPED = "uncapped"
 
@@ -28,7 +29,8 @@ def print_node(node: Node) -> None:
         width=None if on_terminal else _PIPE_COLUMNS,
         highlight=False,
     )
-    picture = render(node, unicode=console.encoding.lower().startswith("utf"))
+    unicode = console.encoding.lower().startswith("utf")
+    picture = render(node, unicode=unicode, bars=console.width >= _BARS_FROM_COLUMNS)
     if on_terminal:
         console.print(picture)
         return
@@ -43,17 +45,17 @@ def clear() -> None:
         Console().clear()
 
 
-def render(node: Node, *, unicode: bool) -> RenderableType:
+def render(node: Node, *, unicode: bool, bars: bool) -> RenderableType:
     """Return what a person is shown: a head line, then for each card its tenants and their processes."""
     parts: list[RenderableType] = [_head(node)]
     if node.problem:
         parts.append(Text(node.problem, style="yellow"))
     for card in node.driver.cards if node.driver else ():
-        parts += [Text(), _card_line(card, unicode), *_card_body(card, node, unicode)]
+        parts += [Text(), _card_line(card, unicode), *_card_body(card, node, unicode, bars)]
     unseen = [(tenant, on) for tenant in node.tenants for on in tenant.cards if on.index is None]
     for uuid in sorted({on.uuid for _tenant, on in unseen}):
         line = Text.assemble((uuid, "bold"), "  (not shown by a driver here)")
-        parts += [Text(), line, _table([(tenant, on) for tenant, on in unseen if on.uuid == uuid], unicode)]
+        parts += [Text(), line, _table([(tenant, on) for tenant, on in unseen if on.uuid == uuid], unicode, bars)]
     parts += [Text(f"{tenant.name}: {tenant.problem}", style="red") for tenant in node.tenants if tenant.problem]
     if not node.tenants:
         parts += [Text(), Text("No tenant. Start one with: hamirt run --mem 8GiB -- CMD", style="dim")]
@@ -83,9 +85,9 @@ def _card_line(card: Card, unicode: bool) -> Text:
     return line
 
 
-def _card_body(card: Card, node: Node, unicode: bool) -> list[RenderableType]:
+def _card_body(card: Card, node: Node, unicode: bool, bars: bool) -> list[RenderableType]:
     rows = [(tenant, on) for tenant in node.tenants for on in tenant.cards if on.index == card.index]
-    body: list[RenderableType] = [_table(rows, unicode)] if rows else []
+    body: list[RenderableType] = [_table(rows, unicode, bars)] if rows else []
     owned = survey.owners(node)
     foreign = [process for process in card.processes if process.pid not in owned] if not node.inside else []
     if foreign:
@@ -98,25 +100,29 @@ def _foreign_text(process: CardProcess) -> str:
     return f"pid {process.pid}{size}"
 
 
-def _table(rows: Sequence[tuple[Tenant, TenantCard]], unicode: bool) -> RenderableType:
+def _table(rows: Sequence[tuple[Tenant, TenantCard]], unicode: bool, bars: bool) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("tenant", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for name in _NUMBERS:
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("tenant (MiB)", overflow="fold")  # the one that gives way on a narrow terminal
+    if bars:
+        table.add_column("", no_wrap=True)
+    for header in _NUMBERS:
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("enforced", no_wrap=True)
     notes: list[RenderableType] = []
     for tenant, card in rows:
-        table.add_row(*_tenant_row(tenant, card, unicode))
+        name, *numbers = _tenant_row(tenant, card)
+        bar = _bar(card.used_bytes, card.card_bytes if card.cap_bytes is None else card.cap_bytes, unicode)
+        table.add_row(name, *([bar] if bars else []), *numbers)
         for process in card.processes:
-            table.add_row(*_process_row(process, unicode))
+            name, used = _process_row(process, unicode)
+            table.add_row(name, *([Text()] if bars else []), used)
         reason = card.enforcement.reason
         if reason is not None and reason != _UNCAPPED:
             notes.append(Text(f"{tenant.name}: {reason}", style="yellow"))
     return Padding(Group(table, *notes), (0, 0, 0, 2))
 
 
-def _tenant_row(tenant: Tenant, card: TenantCard, unicode: bool) -> list[Text]:
+def _tenant_row(tenant: Tenant, card: TenantCard) -> list[Text]:
     name = Text(tenant.name, style="bold")
     if tenant.simulated and card.index is None:
         name.append(" simulated", style="yellow")
@@ -127,7 +133,6 @@ def _tenant_row(tenant: Tenant, card: TenantCard, unicode: bool) -> list[Text]:
         enforced = Text("OVER", style="bold red")
     return [
         name,
-        _bar(card.used_bytes, cap if cap is not None else card.card_bytes, unicode),
         Text(format_mib(card.used_bytes)),
         Text(format_mib(cap) if cap is not None else _UNCAPPED),
         Text(format_mib(card.allocation_bytes)),
@@ -142,7 +147,7 @@ def _process_row(process: ProcessView, unicode: bool) -> list[Text]:
     branch = "└ " if unicode else "- "
     pid = f"{process.pid}" if process.pid is not None else f"({process.pid_inside} inside)"
     used = process.charged_bytes if process.card_bytes is None else process.card_bytes
-    return [Text(f"{branch}{pid} {process.command}", style="dim"), Text(), Text(format_mib(used), style="dim")]
+    return [Text(f"{branch}{pid} {process.command}", style="dim"), Text(format_mib(used), style="dim")]
 
 
 def _bar(used: int, total: int, unicode: bool) -> Text:

@@ -174,7 +174,10 @@ class Node:
         """Kill what still runs."""
         for process in self.running:
             process.kill()
-            process.communicate()
+            process.wait(TIMEOUT_S)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 def sanitizer_runtime() -> list[Path]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Node, Tenant, card_uuid
+from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Build, Node, Tenant, card_uuid
 from tests.shim.view import Shell
 
 CAP = 8192 * MIB
 RESERVE = 64 * MIB
+CONTEXT_BYTES = 520 * MIB  # of a simulated card
 SUCCESS, UNINITIALIZED, INVALID_ARGUMENT, NOT_FOUND, INSUFFICIENT_SIZE, MISMATCH = 0, 1, 2, 6, 7, 25
 INVALID_CONTEXT = 201
 
@@ -39,11 +40,20 @@ def open_shell(node: Node) -> Iterator[Open]:
         yield start
 
 
-def working(shell: Shell, mib: int, ordinal: int = 0) -> Shell:
-    """Give the shell a context and an allocation."""
+def working(shell: Shell, mib: int, ordinal: int = 0, tenant: Tenant | None = None) -> Shell:
+    """Give the shell a context and an allocation; with its tenant, wait in between until the context is measured."""
     assert shell(f"context({ordinal})") == 0
+    deadline = time.monotonic() + TIMEOUT_S
+    while tenant is not None and CONTEXT_BYTES not in overheads(tenant, shell.pid):
+        assert time.monotonic() < deadline, overheads(tenant, shell.pid)
+        time.sleep(0.01)
     assert shell(f"alloc({mib})") == 0
     return shell
+
+
+def overheads(tenant: Tenant, pid: int) -> list[int]:
+    """Return a process's overhead on each device."""
+    return [use.overhead_bytes for slot in tenant.usage().slots if slot.pid == pid for use in slot.uses]
 
 
 def agreed(shell: Shell, index: int = 0) -> dict[str, Any]:
@@ -61,7 +71,8 @@ def agreed(shell: Shell, index: int = 0) -> dict[str, Any]:
 def test_all_figures_agree_in_every_process_of_the_tenant(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
     working(open_shell(), 4096)
-    one, two, watcher = working(open_shell(tenant), 1024), working(open_shell(tenant), 512), open_shell(tenant)
+    one, two = (working(open_shell(tenant), mib, tenant=tenant) for mib in (1024, 512))
+    watcher = open_shell(tenant)
 
     seen = [agreed(shell) for shell in (one, two, watcher)]
 
@@ -78,8 +89,8 @@ def test_all_figures_agree_in_every_process_of_the_tenant(node: Node, open_shell
 
 def test_the_slots_are_what_the_process_list_shows(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
-    one = working(open_shell(tenant), 1024)
-    two = working(open_shell(tenant), 512)
+    one = working(open_shell(tenant), 1024, tenant=tenant)
+    two = working(open_shell(tenant), 512, tenant=tenant)
 
     listed = one("processes()")[2]
 
@@ -89,7 +100,8 @@ def test_the_slots_are_what_the_process_list_shows(node: Node, open_shell: Open)
 
 
 def test_what_is_free_can_be_allocated(node: Node, open_shell: Open) -> None:
-    shell = working(open_shell(node.tenant(CAP)), 100)
+    tenant = node.tenant(CAP)
+    shell = working(open_shell(tenant), 100, tenant=tenant)
 
     free = shell("info()")[1]
 
@@ -101,9 +113,9 @@ def test_what_is_free_can_be_allocated(node: Node, open_shell: Open) -> None:
 
 def test_the_dead_do_not_count(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
-    one = working(open_shell(tenant), 1024)
+    one = working(open_shell(tenant), 1024, tenant=tenant)
     before = one("info()")[1]
-    two = working(open_shell(tenant), 2048)
+    two = working(open_shell(tenant), 2048, tenant=tenant)
     between = one("info()")[1]
 
     two.process.kill()
@@ -116,7 +128,8 @@ def test_the_dead_do_not_count(node: Node, open_shell: Open) -> None:
 
 
 def test_a_full_card_leaves_less_free_than_the_cap(node: Node, open_shell: Open) -> None:
-    shell = working(open_shell(node.tenant(CAP)), 100)
+    tenant = node.tenant(CAP)
+    shell = working(open_shell(tenant), 100, tenant=tenant)
     neighbour = open_shell()
 
     assert neighbour("context()") == 0
@@ -130,7 +143,8 @@ def test_a_full_card_leaves_less_free_than_the_cap(node: Node, open_shell: Open)
 
 def test_an_uncapped_card_is_shown_as_it_is_with_the_tenants_processes(node: Node, open_shell: Open) -> None:
     neighbour = working(open_shell(), 4096)
-    shell = working(open_shell(node.tenant(None)), 100)
+    tenant = node.tenant(None)
+    shell = working(open_shell(tenant), 100, tenant=tenant)
 
     assert shell("memory()") == neighbour("memory()")
     assert shell("[total(), *info()]") == neighbour("[total(), *info()]")
@@ -141,8 +155,8 @@ def test_an_uncapped_card_is_shown_as_it_is_with_the_tenants_processes(node: Nod
 def test_several_cards_have_each_its_own_figures(node: Node, open_shell: Open) -> None:
     node.cards = 3
     tenant = node.tenant(CAP, devices=(0, 2))
-    one = working(open_shell(tenant), 1024, ordinal=0)
-    two = working(open_shell(tenant), 512, ordinal=1)
+    one = working(open_shell(tenant), 1024, ordinal=0, tenant=tenant)
+    two = working(open_shell(tenant), 512, ordinal=1, tenant=tenant)
 
     first, second = agreed(one, 0), agreed(one, 1)
 
@@ -151,15 +165,13 @@ def test_several_cards_have_each_its_own_figures(node: Node, open_shell: Open) -
     assert one("[total(0), total(1)]") == [CAP, CAP]
 
 
-@pytest.mark.parametrize("call", ["cuDeviceTotalMem", "cuMemGetInfo"])
 @pytest.mark.parametrize(("cap", "shown"), [(2048 * MIB, 2048 * MIB), (CAP, None)])
-def test_the_32_bit_calls_show_what_fits(node: Node, open_shell: Open, call: str, cap: int, shown: int | None) -> None:
-    look = {"cuDeviceTotalMem": "total_32()", "cuMemGetInfo": "info(version='')[2]"}[call]
+def test_the_32_bit_call_shows_what_fits(node: Node, open_shell: Open, cap: int, shown: int | None) -> None:
     shell, native = open_shell(node.tenant(cap)), open_shell()
-    for one in (shell, native):
-        one("context(version='')")
+    shell("cuda.cuInit(0)")
+    native("cuda.cuInit(0)")
 
-    assert shell(look) == (native(look) if shown is None else shown)
+    assert shell("total_32()") == (native("total_32()") if shown is None else shown)
 
 
 def test_calls_that_the_driver_refuses_or_half_answers(node: Node, open_shell: Open) -> None:
@@ -172,9 +184,10 @@ def test_calls_that_the_driver_refuses_or_half_answers(node: Node, open_shell: O
     native("context()")
     code, free, total = shell("info()")
 
-    assert shell("info(want_total=False)") == [code, free, 0]
-    assert shell("info(want_free=False)") == [code, 0, total]
-    assert shell("info(False, False)") == native("info(False, False)")
+    assert code == 0
+    for half, shown in (("True, False", [free, 0]), ("False, True", [0, total]), ("False, False", [0, 0])):
+        refused = native(f"info({half})")[0]
+        assert shell(f"info({half})") == ([refused, 0, 0] if refused else [0, *shown])
 
 
 # Expressions about a process list; with the same processes on the card, NVML answers them in the same way.
@@ -182,9 +195,9 @@ PROTOCOL = [
     *(f"processes('{kind}', '{v}', room={room}, buffer={buffer})[:2]"
       for kind in ("Compute", "Graphics", "MPSCompute")
       for v in ("", "_v2", "_v3")
-      for room, buffer in ((0, False), (0, True), (1, True), (1, False), (2, True), (64, True), (64, False))),
+      for room, buffer in ((0, False), (0, True), (1, True), (1, False), (2, True), (64, True))),
     *(f"details(room={room}, buffer={buffer})[:2]"
-      for room, buffer in ((0, False), (0, True), (1, True), (2, True), (64, True), (64, False))),
+      for room, buffer in ((0, False), (0, True), (1, True), (2, True), (64, True))),
     "details(mode=1)",
     "details(mode=2)",
     "details(mode=9)[0]",
@@ -209,7 +222,7 @@ PROTOCOL = [
 def test_the_protocol_is_nvmls_own(node: Node, open_shell: Open, workers: int) -> None:
     tenant = node.tenant(CAP)
     for _ in range(workers):
-        working(open_shell(tenant, nvml=False), 100)
+        working(open_shell(tenant, nvml=False), 100, tenant=tenant)
     ours, native = open_shell(tenant), open_shell()
 
     asked = {question: (ours(question), native(question)) for question in PROTOCOL}
@@ -221,10 +234,23 @@ def test_the_protocol_is_nvmls_own(node: Node, open_shell: Open, workers: int) -
     ]
 
 
+def test_room_without_an_array_is_an_error(node: Node, open_shell: Open) -> None:
+    tenant = node.tenant(CAP)
+    shell = open_shell(tenant)
+    questions = [f"processes('Compute', '{version}', room=64, buffer=False)[:2]" for version in ("", "_v2", "_v3")]
+    questions.append("details(room=64, buffer=False)[:2]")
+
+    without = [shell(question) for question in questions]
+    working(open_shell(tenant, nvml=False), 100, tenant=tenant)
+
+    assert without == [[SUCCESS, 0]] * 4
+    assert [shell(question) for question in questions] == [[INVALID_ARGUMENT, 1]] * 4
+
+
 def test_every_list_has_the_same_processes(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
     working(open_shell(nvml=False), 100)
-    pids = sorted(working(open_shell(tenant, nvml=False), 100).pid for _ in range(3))
+    pids = sorted(working(open_shell(tenant, nvml=False), 100, tenant=tenant).pid for _ in range(3))
     shell = open_shell(tenant)
 
     lists = [shell(f"processes(version='{version}')[2]") for version in ("", "_v2", "_v3")]
@@ -241,18 +267,18 @@ def test_a_version_of_the_list_that_is_not_known_is_refused(node: Node, open_she
 
 def test_where_nvml_shows_none_of_ours_the_slots_do(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
-    worker = working(open_shell(tenant, nvml=False), 100)
+    worker = working(open_shell(tenant, nvml=False), 100, tenant=tenant)
     fault = {f"nvmlDeviceGet{kind}RunningProcesses_v3:*={INSUFFICIENT_SIZE}" for kind in ("Compute", "Graphics")}
     shell = open_shell(tenant, HAMIRT_SIM_FAULT=",".join(fault))
 
-    assert shell("processes()") == [SUCCESS, 1, [[worker.pid, agreed(worker)["used"]]]]
+    assert shell("processes()") == [SUCCESS, 1, [[worker.pid, shell("memory()")[1][1]]]]
     assert shell("processes('Graphics')") == [SUCCESS, 0, []]
 
 
 @pytest.mark.root
 def test_processes_of_another_pid_namespace_have_no_pid_here(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
-    here = working(open_shell(tenant), 100)
+    here = working(open_shell(tenant), 100, tenant=tenant)
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, PROGRAMS / "view_shell.py"]
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -266,7 +292,7 @@ def test_processes_of_another_pid_namespace_have_no_pid_here(node: Node, open_sh
 def test_utilization_samples_of_others_are_not_shown(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
     native = open_shell()
-    ours, other = working(open_shell(tenant), 100), working(open_shell(), 100)
+    ours, other = working(open_shell(tenant), 100, tenant=tenant), working(open_shell(), 100)
 
     deadline = time.monotonic() + 5
     while native("sampled()")[0] == -NOT_FOUND and time.monotonic() < deadline:
@@ -296,13 +322,51 @@ def test_a_device_that_was_not_given_does_not_exist(node: Node, open_shell: Open
     assert shell("nv('nvmlDeviceGetHandleByPciBusId', 'zz')") == native("nv('nvmlDeviceGetHandleByPciBusId', 'zz')")
 
 
-def test_lists_of_devices_name_the_tenants(node: Node, open_shell: Open) -> None:
-    node.cards = 4
-    shell, native = open_shell(node.tenant(devices=(1, 3))), open_shell()
-    question = "[uuid_of(h) for h in nv('nvmlDeviceGetTopologyNearestGpus', handle(), 50)]"
-    everybody = native(question.replace("handle()", "handle(1)"))
+# A call, what comes before its count and array, and the cards of a tenant of 1 and 3 that it is to name.
+LISTS = [
+    (f"'nvmlDeviceGetTopologyNearestGpus', by_uuid('{card_uuid(1)}'), 50", [3]),
+    ("'nvmlSystemGetTopologyGpuSet', 0", [1, 3]),
+]
 
-    assert shell(question) == [uuid for uuid in everybody if uuid in (card_uuid(1), card_uuid(3))]
+
+@pytest.fixture
+def topology(node: Node, build: Build) -> dict[str, str]:
+    """Variables for a shell that meets another NVML, which lists devices."""
+    node.cards = 4
+    library = build("topology_nvml", "-Wl,-soname,libnvidia-ml.so.1", shared=True, driver=False)
+    folder = node.root / "nvml"
+    folder.mkdir()
+    (folder / "libnvidia-ml.so.1").symlink_to(library)
+    return {"LD_LIBRARY_PATH": f"{folder}:{node.native.cuda.parent}"}
+
+
+@pytest.mark.parametrize(("call", "cards"), LISTS)
+def test_lists_of_devices_name_the_tenants(
+    node: Node, open_shell: Open, topology: dict[str, str], call: str, cards: list[int]
+) -> None:
+    shell = open_shell(node.tenant(devices=(1, 3)), **topology)
+    uuids = [card_uuid(card) for card in cards]
+
+    assert shell(f"neighbours({call}, room=0, buffer=False)") == [SUCCESS, len(cards), []]
+    for room in (1, len(cards), 50):
+        assert shell(f"neighbours({call}, room={room})") == [SUCCESS, min(room, len(cards)), uuids[:room]]
+
+
+def test_what_nvml_says_about_a_list_is_passed_on(node: Node, open_shell: Open, topology: dict[str, str]) -> None:
+    shell = open_shell(node.tenant(devices=(1, 3)), **topology)
+    nearest = f"'nvmlDeviceGetTopologyNearestGpus', by_uuid('{card_uuid(1)}')"
+
+    assert shell(f"neighbours({nearest}, 10, room=4)")[0] == INVALID_ARGUMENT
+    assert shell(f"neighbours({nearest}, 50, room=4, buffer=False)")[0] == INVALID_ARGUMENT
+    assert shell("neighbours('nvmlSystemGetTopologyGpuSet', 7, room=4)")[0] == INVALID_ARGUMENT
+
+
+def test_the_devices_of_a_unit(node: Node, open_shell: Open, topology: dict[str, str]) -> None:
+    shell = open_shell(node.tenant(devices=(1, 3)), **topology)
+    unit = "'nvmlUnitGetDevices', None"
+
+    assert shell(f"neighbours({unit}, room=1)") == [INSUFFICIENT_SIZE, 2, []]
+    assert shell(f"neighbours({unit}, room=2)") == [SUCCESS, 2, [card_uuid(1), card_uuid(3)]]
 
 
 def test_handles_outlive_a_shutdown(node: Node, open_shell: Open) -> None:

@@ -57,6 +57,7 @@ main(void)
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) != 0)
         hm_die("no socket pair");
     child = fork();
+    close(sockets[child == 0 ? 0 : 1]); /* so that each notices when the other is gone */
     if (child == 0) {
         opener(sockets[1]);
         return 0;

@@ -74,7 +74,9 @@ main(int argc, char **argv)
             send_bytes(sockets[1], &hash, sizeof hash);
             _exit(0);
         }
+        close(sockets[1]);
         receive_bytes(sockets[0], &hash, sizeof hash);
+        close(sockets[0]);
         wait_for(child);
         printf("RESULT processes child=%d hash=%016llx\n", i, (unsigned long long)hash);
     }

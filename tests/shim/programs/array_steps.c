@@ -1,4 +1,4 @@
-/* Arrays of every kind: what one takes when it is made, and that it is given back. array_steps [fill] */
+/* Arrays of every kind: what one takes when it is made, and that it is given back. array_steps [fill|tiny] */
 #include "steps.h"
 
 struct shape {
@@ -54,7 +54,7 @@ two_dimensions(void)
     CHECK(cuArrayDestroy(array));
 }
 
-/* Many that share blocks: no stop, since the driver's own packing is not what is charged. */
+/* Many that share blocks, which the driver packs in its own way. */
 static void
 tiny(void)
 {
@@ -63,16 +63,30 @@ tiny(void)
 
     for (int i = 0; i < 200; i++)
         CHECK(cuArrayCreate(&array[i], &descriptor));
+    stop("tiny");
     for (int i = 0; i < 200; i++)
         CHECK(cuArrayDestroy(array[i]));
     stop("tiny-gone");
+}
+
+static void
+refused_by_the_driver(void)
+{
+    CUDA_ARRAY3D_DESCRIPTOR shape = {4096, 4096, 0, CU_AD_FORMAT_FLOAT, 7, 0};
+    CUmipmappedArray mipmap;
+    CUarray array;
+
+    answer("wrong-channels", cuArray3DCreate(&array, &shape));
+    answer("wrong-levels", cuMipmappedArrayCreate(&mipmap, &shape, 99));
+    answer("no-descriptor", cuArray3DCreate(&array, NULL));
+    stop("after-errors");
 }
 
 /* 64 MiB each, up to the cap. */
 static void
 fill(void)
 {
-    CUDA_ARRAY3D_DESCRIPTOR shape = {4096, 4096, 0, CU_AD_FORMAT_FLOAT, 1, 0}, wrong = shape;
+    CUDA_ARRAY3D_DESCRIPTOR shape = {4096, 4096, 0, CU_AD_FORMAT_FLOAT, 1, 0};
     CUmipmappedArray mipmap;
     CUarray kept[4096], extra;
     unsigned int count = 0;
@@ -85,9 +99,6 @@ fill(void)
     CHECK(cuArrayDestroy(kept[--count]));
     CHECK(cuArray3DCreate(&kept[count++], &shape));
     stop("full-again");
-    wrong.NumChannels = 7;
-    answer("wrong", cuArray3DCreate(&extra, &wrong));
-    answer("no-descriptor", cuArray3DCreate(&extra, NULL));
     while (count > 0)
         CHECK(cuArrayDestroy(kept[--count]));
     stop("empty");
@@ -101,6 +112,10 @@ main(int count, char **arguments)
         fill();
         return 0;
     }
+    if (count > 1) {
+        tiny();
+        return 0;
+    }
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
         if (shapes[i].levels > 0)
             mipmap(&shapes[i]);
@@ -108,6 +123,6 @@ main(int count, char **arguments)
             array(&shapes[i]);
     two_dimensions();
     stop("gone");
-    tiny();
+    refused_by_the_driver();
     return 0;
 }

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -301,7 +300,6 @@ main(int count, char **argument)
     int number = count > 2 ? atoi(argument[2]) : 0;
 
     self = argument[0];
-    prctl(PR_SET_PDEATHSIG, 0);
     if (strcmp(what, "child") == 0) {
         start((size_t)number);
         look("child", getpid());

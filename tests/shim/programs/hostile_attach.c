@@ -1,6 +1,6 @@
 /*
  * What a program makes of a damaged page. `once`: prints what cuInit and an allocation answer. `loop`: allocates, asks
- * and frees until its standard input ends, then prints how often what was answered.
+ * and frees until its standard input ends, then prints how often what was answered. `hold`: allocates once and waits.
  */
 #include <cuda.h>
 #include <nvml.h>
@@ -75,8 +75,25 @@ loop(void)
     return 0;
 }
 
+static int
+hold(void)
+{
+    CUdeviceptr kept = 0;
+
+    if (cuInit(0) != CUDA_SUCCESS || context() != CUDA_SUCCESS || cuMemAlloc(&kept, 32 * MIB) != CUDA_SUCCESS)
+        return 2;
+    printf("ready\n");
+    fflush(stdout);
+    if (getchar() == EOF)
+        return 3;
+    printf("free %d\n", (int)cuMemFree(kept));
+    return 0;
+}
+
 int
 main(int count, char **argument)
 {
+    if (count > 1 && strcmp(argument[1], "hold") == 0)
+        return hold();
     return count > 1 && strcmp(argument[1], "loop") == 0 ? loop() : once();
 }

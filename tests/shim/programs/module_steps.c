@@ -1,6 +1,6 @@
 /*
  * Code and what it takes of the card: variables, and the local memory of kernels.
- * module_steps variables|library|local|file PATH
+ * module_steps variables|library|local|claim|file PATH
  */
 #include "steps.h"
 
@@ -122,6 +122,28 @@ grow(void)
     CHECK(cuModuleUnload(module));
 }
 
+/* Fill the room that is left once a function is known, and only then launch it. */
+static void
+claim(void)
+{
+    CUdeviceptr blocks[4096], extra;
+    unsigned int count = 0;
+    CUfunction function;
+    CUmodule module;
+
+    CHECK(cuModuleLoadData(&module, local));
+    CHECK(cuModuleGetFunction(&function, module, "local_16k"));
+    while (count < 4096 && cuMemAlloc(&blocks[count], 64 * MIB) == CUDA_SUCCESS)
+        count++;
+    stop("filled");
+    run(function);
+    answer("over", cuMemAlloc(&extra, 64 * MIB));
+    stop("run-full");
+    while (count > 0)
+        CHECK(cuMemFree(blocks[--count]));
+    CHECK(cuModuleUnload(module));
+}
+
 static void
 file(const char *path)
 {
@@ -144,6 +166,8 @@ main(int count, char **arguments)
         library();
     else if (strcmp(what, "local") == 0)
         grow();
+    else if (strcmp(what, "claim") == 0)
+        claim();
     else
         file(count > 2 ? arguments[2] : "/nonexistent");
     return 0;

@@ -118,6 +118,10 @@ CALLS = {
     "cuMemHostUnregister": "TAKE(things.registered)",
     "cuMemHostGetDevicePointer": "(CUdeviceptr_v1 *)scratch[0], things.pinned, 0",
     "cuMemHostGetDevicePointer_v2": "(CUdeviceptr *)scratch[0], things.pinned, 0",
+    "cuExternalMemoryGetMappedBuffer": "(CUdeviceptr *)scratch[0], things.external, "
+    "&(CUDA_EXTERNAL_MEMORY_BUFFER_DESC){.size = BLOCK_BYTES}",
+    "cuArrayGetMemoryRequirements": "(CUDA_ARRAY_MEMORY_REQUIREMENTS *)scratch[0], things.deferred, 0",
+    "cuMipmappedArrayGetMemoryRequirements": "(CUDA_ARRAY_MEMORY_REQUIREMENTS *)scratch[0], things.deferred_mipmap, 0",
     "cuMemHostGetFlags": "(unsigned int *)scratch[0], things.pinned",
     "cuMemAddressFree": "TAKE(things.reserved), BLOCK_BYTES",
     "cuMemAddressReserve": "(CUdeviceptr *)scratch[0], BLOCK_BYTES, 0, 0, 0",

@@ -212,6 +212,8 @@ make_graph(void)
 static void
 make_mapping(void)
 {
+    CUDA_EXTERNAL_MEMORY_HANDLE_DESC external = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD, .size = BLOCK_BYTES};
+
     device_property = (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                             .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
                                             .location = device_location};
@@ -220,6 +222,8 @@ make_mapping(void)
     TRY(cuMemAddressReserve(&things.mapped, BLOCK_BYTES, 0, 0, 0));
     TRY(cuMemMap(things.mapped, BLOCK_BYTES, 0, things.handle, 0));
     TRY(cuMemSetAccess(things.mapped, BLOCK_BYTES, &device_access, 1));
+    TRY(cuMemExportToShareableHandle(&external.handle.fd, things.handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+    TRY(cuImportExternalMemory(&things.external, &external));
 }
 
 static void
@@ -230,6 +234,9 @@ make_arrays(void)
 
     TRY(cuArray3DCreate_v2(&things.array, &shape));
     TRY(cuMipmappedArrayCreate(&things.mipmap, &shape, 2));
+    shape.Flags |= CUDA_ARRAY3D_DEFERRED_MAPPING;
+    TRY(cuArray3DCreate_v2(&things.deferred, &shape));
+    TRY(cuMipmappedArrayCreate(&things.deferred_mipmap, &shape, 2));
 }
 
 void

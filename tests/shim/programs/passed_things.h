@@ -26,8 +26,8 @@ struct things {
     void *host, *pinned, *registered, *registered_host;
     CUstream stream, stream_v1;
     CUevent event, event_v1;
-    CUarray array;
-    CUmipmappedArray mipmap;
+    CUarray array, deferred;
+    CUmipmappedArray mipmap, deferred_mipmap;
     CUmodule module;
     CUfunction function;
     CUlibrary library;

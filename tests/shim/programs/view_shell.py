@@ -172,6 +172,21 @@ def details(room=64, buffer=True, mode=0, version=pynvml.nvmlProcessDetailList_v
     return [code, plist.numProcArrayEntries, sorted([e.pid, e.usedGpuMemory] for e in entries[:got])]
 
 
+def neighbours(call, *first, room=0, buffer=True):
+    """Ask NVML for a list of devices; return the code, the count and the UUIDs."""
+    found, count = (ctypes.c_void_p * max(room, 1))(), ctypes.c_uint(room)
+    code = getattr(nvml, call)(*first, ctypes.byref(count), found if buffer else None)
+    got = [uuid_of(ctypes.c_void_p(found[i])) for i in range(count.value if code == 0 and room else 0)]
+    return [code, count.value, got]
+
+
+def by_uuid(uuid):
+    """Return NVML's handle of a device, by its UUID."""
+    found = ctypes.c_void_p()
+    nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(found))
+    return found
+
+
 def sampled(index=0):
     """Return the pids of NVML's utilization samples, by both calls; an error as its number."""
     samples = nv("nvmlDeviceGetProcessUtilization", handle(index), 0)

@@ -1,7 +1,7 @@
 /*
  * Physical memory between processes. vmm_share STEP...: the first letter of a step says who does it (e: the exporter,
- * i: the importer), the rest what: make, map, export, import, unmap, release, die. After each step its name and what
- * the free memory fell by is printed by whoever did it; this process only tells the two what to do.
+ * i: the importer), the rest what: make, map, export, import, unmap, release, fill, die. This process only tells the
+ * two what to do. By what free memory fell is the importer's view, or the exporter's once the importer is dead.
  */
 #include "steps.h"
 
@@ -90,6 +90,19 @@ import(int peer)
     close(fd);
 }
 
+/* Up to the cap and back, so that the shim looks at what NVML says. */
+static void
+fill(void)
+{
+    CUdeviceptr blocks[4096];
+    unsigned int count = 0;
+
+    while (count < 4096 && cuMemAlloc(&blocks[count], 64 * MIB) == CUDA_SUCCESS)
+        count++;
+    while (count > 0)
+        CHECK(cuMemFree(blocks[--count]));
+}
+
 static void
 act(const char *step, int peer)
 {
@@ -105,11 +118,15 @@ act(const char *step, int peer)
         CHECK(cuMemUnmap(address, BYTES));
     else if (strcmp(step, "release") == 0)
         CHECK(cuMemRelease(handle));
-    else
+    else if (strcmp(step, "fill") == 0)
+        fill();
+    else if (strcmp(step, "die") == 0)
         _exit(0);
+    else if (strcmp(step, "base") == 0)
+        free_at_start = free_bytes();
 }
 
-/* Steps come over `orders`, an answer goes back after each. */
+/* Steps come over `orders`; after each goes back by how many KiB the free memory fell. */
 static _Noreturn void
 worker(int orders, int peer)
 {
@@ -117,8 +134,11 @@ worker(int orders, int peer)
 
     start();
     while (read(orders, step, sizeof(step)) == (ssize_t)sizeof(step)) {
+        long fell;
+
         act(step, peer);
-        if (write(orders, "", 1) != 1)
+        fell = ((long)free_at_start - (long)free_bytes()) / 1024;
+        if (write(orders, &fell, sizeof(fell)) != (ssize_t)sizeof(fell))
             break;
     }
     _exit(0);
@@ -150,18 +170,22 @@ begin(int peer, int other_peer, int other_orders)
     return role;
 }
 
-static void
-order(const struct role *role, const char *step)
+static long
+order(struct role *role, const char *step)
 {
-    char message[32] = "", reply;
+    char message[32] = "";
+    long fell = 0;
 
     strncpy(message, step, sizeof(message) - 1);
     if (write(role->orders, message, sizeof(message)) != (ssize_t)sizeof(message))
         exit(2);
-    if (strcmp(step, "die") == 0)
+    if (strcmp(step, "die") == 0) {
         waitpid(role->pid, NULL, 0);
-    else if (read(role->orders, &reply, 1) != 1)
+        role->pid = 0;
+    } else if (read(role->orders, &fell, sizeof(fell)) != (ssize_t)sizeof(fell)) {
         exit(1);
+    }
+    return fell;
 }
 
 int
@@ -177,10 +201,12 @@ main(int count, char **arguments)
     importer = begin(pair[1], pair[0], exporter.orders);
     close(pair[0]);
     close(pair[1]);
-    printf("pids %d %d\n", (int)exporter.pid, (int)importer.pid);
+    order(&exporter, "ready");
+    order(&importer, "base");
+    order(&exporter, "base");
     for (int i = 1; i < count; i++) {
         order(arguments[i][0] == 'e' ? &exporter : &importer, arguments[i] + 1);
-        printf("%s 0\n", arguments[i]);
+        printf("%s %ld\n", arguments[i], order(importer.pid != 0 ? &importer : &exporter, "look"));
         fflush(stdout);
         if (fgets(line, sizeof(line), stdin) == NULL)
             continue;

@@ -1,5 +1,7 @@
-/* Physical memory of cuMemCreate: what keeps it, what ends it. vmm_steps lifetimes|refusals|tiles */
+/* Physical memory of cuMemCreate: what keeps it, what ends it. vmm_steps lifetimes|refusals|tiles|threads */
 #include "steps.h"
+
+#include <pthread.h>
 
 static CUmemAllocationProp
 prop_on(CUmemLocationType type, int id)
@@ -200,6 +202,50 @@ tiles(void)
     stop("array-gone");
 }
 
+enum { THREADS = 8, ROUNDS = 300 };
+
+/* Everything at once, on handles that get each other's numbers. */
+static void *
+churn(void *argument)
+{
+    unsigned int seed = (unsigned int)(uintptr_t)argument;
+    CUdeviceptr address = reserve(8 * MIB);
+    CUcontext context;
+
+    CHECK(cuDevicePrimaryCtxRetain(&context, device));
+    CHECK(cuCtxSetCurrent(context));
+    for (int i = 0; i < ROUNDS; i++) {
+        CUmemGenericAllocationHandle handle = create(2 * MIB * (1 + rand_r(&seed) % 2)), again;
+
+        CHECK(cuMemMap(address, 2 * MIB, 0, handle, 0));
+        CHECK(cuMemMap(address + 2 * MIB, 2 * MIB, 0, handle, 0));
+        if (rand_r(&seed) % 2)
+            CHECK(cuMemRelease(handle));
+        else
+            handle = 0;
+        CHECK(cuMemRetainAllocationHandle(&again, (void *)(uintptr_t)(address + MIB)));
+        CHECK(cuMemUnmap(address, 4 * MIB));
+        CHECK(cuMemRelease(again));
+        if (handle == 0)
+            CHECK(cuMemRelease(again));
+    }
+    CHECK(cuMemAddressFree(address, 8 * MIB));
+    return NULL;
+}
+
+static void
+threads(void)
+{
+    pthread_t thread[THREADS];
+
+    for (uintptr_t i = 0; i < THREADS; i++)
+        if (pthread_create(&thread[i], NULL, churn, (void *)(i + 1)) != 0)
+            exit(2);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(thread[i], NULL);
+    stop("all-back");
+}
+
 int
 main(int count, char **arguments)
 {
@@ -210,6 +256,8 @@ main(int count, char **arguments)
         lifetimes();
     else if (strcmp(what, "refusals") == 0)
         refusals();
+    else if (strcmp(what, "threads") == 0)
+        threads();
     else
         tiles();
     return 0;
