@@ -33,7 +33,7 @@ RELEVANT = {
         r"Create|Destroy|Open|Close|Import|Export|[Mm]ap|[Bb]ind|Register|Unregister|Reserve",  # objects come and go
         r"Retain|Release|Reset|Attach|Detach|Clone|Checkpoint|PeerAccess|Init$",
         r"[Ll]oad|Link|Enumerate|^cu(Module|Library)Get|^cuKernel",  # code
-        r"Launch|Upload|Instantiate|GraphAdd|GraphExec|SetParams|WriteValue|Limit",  # work, and what is set aside for it
+        r"Launch|Upload|Instantiate|GraphAdd|GraphExec|SetParams|WriteValue|Limit",  # work, and what is set aside
     ),
     "nvml": (
         r"Mem|Framebuffer|Fb(Usage|Reservation)|BAR1|Heap|RuntimeState|FieldValues|GetAttributes",

@@ -36,6 +36,7 @@ from bench.storm import run_storm, shared_file
 RESERVE_BYTES = 64 * MIB
 READY_S = 90.0
 SETTLE_S = 1.0
+AFTER_S = 5.0
 LIMIT, READY, GO, FINISHED = (8 * word for word in range(4))
 
 
@@ -89,8 +90,7 @@ def press(setup: Setup, kind: str, processes: int, threads: int, seconds: float,
             control.write(LIMIT, cap - overhead - RESERVE_BYTES)
             control.write(GO, 1)
             control.wait(FINISHED, processes, program, seconds + 60)
-            overhead_after = sampler.tree_bytes()
-            said_after = _status(setup, name)
+            overhead_after, said_after = _settled(setup, sampler, name)
             control.write(GO, 2)
             ended = program.finish(60)
     trace = sampler.trace
@@ -125,19 +125,27 @@ def bars_of(found: dict[str, Any], judged: bool) -> list[Bar]:
         unfit.append("nothing was ever refused, so the cap was not reached")
     if counted["failed_processes"] or counted["errors"]:
         unfit.append(f"{counted['failed_processes']} processes failed, {counted['errors']} calls with other errors")
+    if counted["not_logged"]:
+        unfit.append(f"{counted['not_logged']} calls were not logged")
     if found["hz"] < BAR_HZ:
         unfit.append(f"sampled at {found['hz']:.0f} Hz only")
     measured = f"own count {own / MIB:+.0f} MiB, NVML {seen / MIB:+.0f} MiB at most"
     over = own > 0 or seen > 0
     verdict: Any = "fail" if over else "not resolved" if unfit else "pass"
     bars = [Bar(title, "never above the cap", measured, verdict, "; ".join([*unfit, found["summary"]]))]
+    said = found["status_after"]
+    drift = said.get("used_bytes", 0) - found["overhead_after_bytes"]
+    measured = said.get("error") or f"{drift / MIB:+.0f} MiB against NVML, {said['pool_bytes'] >> 20} MiB of it pools"
+    verdict = "fail" if "error" in said or abs(drift) > RESERVE_BYTES else "pass"
+    bars.append(Bar(f"{found['kind']}: ledger, all freed", "what NVML shows", measured, verdict))
     if judged:
         wrong = counted["wrong_refusals"]
         verdict = "fail" if wrong else "not resolved" if unfit else "pass"
-        worst = max((w["limit_bytes"] - w["window_bytes"] for w in counted["wrong"]), default=0)
+        limit = counted["limit_bytes"]
+        worst = max((limit - w["held_bytes"] - w["asked_bytes"] for w in counted["wrong"]), default=0)
         detail = f"one with {worst >> 20} MiB to spare" if wrong else "; ".join(unfit)
         asked = "none that fits cap - overhead - 64 MiB"
-        measured = f"{wrong} wrong of {counted['refusals']}, {counted['allocations']} granted"
+        measured = f"{wrong} wrong of {counted['judged_refusals']}, {counted['close_refusals']} within 64 MiB of it"
         bars.append(Bar(f"{found['kind']}: refusals", asked, measured, verdict, detail))
     return bars
 
@@ -150,6 +158,16 @@ def _summary(counted: dict[str, Any] | None, trace: Trace, seconds: float) -> st
         f"{counted['allocations'] / seconds:.0f} allocations/s, worst alloc {worst['alloc']:.0f} ms, refusal "
         f"{worst['refusal']:.0f} ms, free {worst['free']:.0f} ms, sampled at {trace.rate():.0f} Hz"
     )
+
+
+def _settled(setup: Setup, sampler: Sampler, name: str) -> tuple[int, dict[str, Any]]:
+    """Return the footprint with everything freed, and what status says once it agrees, or after AFTER_S."""
+    deadline = time.monotonic() + AFTER_S
+    while True:
+        footprint, said = sampler.tree_bytes(), _status(setup, name)
+        if abs(said.get("used_bytes", 0) - footprint) <= RESERVE_BYTES or time.monotonic() > deadline:
+            return footprint, said
+        time.sleep(0.2)
 
 
 def _status(setup: Setup, name: str) -> dict[str, Any]:

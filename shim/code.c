@@ -78,6 +78,7 @@ hm_code_load_end(struct hm_charge *charge, uint64_t variables, CUmodule *module,
     if (variables == HM_IMAGE_UNKNOWN ? unknown_fits(device) : still_fits(device))
         return result;
     hm_code_unload(*module);
+    hm_overhead_refresh(device);
     *module = NULL;
     return CUDA_ERROR_OUT_OF_MEMORY;
 }

@@ -1,6 +1,7 @@
 /*
- * HAMi's variables, for a container that has no page of hamirt's: read as HAMi's device plugin sets them, and as
- * libvgpu.so reads them where that is safe. A value that can't be read is an error, never "unlimited".
+ * HAMi's variables, for a container that has no page of hamirt's: read as HAMi's device plugin sets
+ * them, and as libvgpu.so reads them where that is safe. A value that can't be read is an error,
+ * never "unlimited".
  */
 #include "config.h"
 
@@ -109,7 +110,7 @@ bad(const char *name, const char *value, const char *meant, char *error, size_t 
     return false;
 }
 
-/* Read name, and name_0 to name_15. As in libvgpu.so, a device's own 0 leaves it with the limit for all. */
+/* Read name, and name_0 to name_15. As in libvgpu.so, a device's own 0 gives way to the first. */
 static bool
 read_setting(struct setting *setting, const char *name, bool (*parse)(const char *, uint64_t *),
              const char *meant, char *error, size_t error_size)
@@ -166,8 +167,9 @@ is_true(const char *value)
 }
 
 /*
- * Whether the container was given a device that NVML shows it: only a privileged container sees others. seen is how
- * many it sees. Indices are the node's, which count only if all the node's devices are seen.
+ * Whether the container was given a device that NVML shows it: only a privileged container sees
+ * others. seen is how many it sees. Indices are the node's, which count only if all the node's
+ * devices are seen.
  */
 static bool
 is_given(const char *visible, const char *uuid, unsigned int index, unsigned int seen)

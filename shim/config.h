@@ -5,5 +5,6 @@
 /* The limits that hm_config_standalone read. */
 const struct hm_limits *hm_config_limits(void);
 
-/* Log what the variables ask for that is not done: said once for a tenant, by the process that makes its pages. */
+/* Log what the variables ask for that is not done: said once for a tenant, by the process that
+ * makes its pages. */
 void hm_config_log_notes(void);

@@ -1,6 +1,6 @@
 /*
- * How big a device is and how much of it is free, through CUDA. The driver's first versions have 32 bits for a size:
- * there a figure of ours that does not fit is not shown, and the driver's stays.
+ * How big a device is and how much of it is free, through CUDA. The driver's first versions have 32
+ * bits for a size: there a figure of ours that does not fit is not shown, and the driver's stays.
  */
 #include "ledger.h"
 #include "view.h"

@@ -1,7 +1,7 @@
 /*
- * NVML's enumeration and its memory figures. A device that the tenant was not given does not exist; the others are
- * counted in the order of the limits page. Handles are NVML's own, and what is wrong with a call NVML says itself:
- * it is asked first, always.
+ * NVML's enumeration and its memory figures. A device that the tenant was not given does not exist;
+ * the others are counted in the order of the limits page. Handles are NVML's own, and what is wrong
+ * with a call NVML says itself: it is asked first, always.
  */
 #include "ledger.h"
 #include "view.h"
@@ -31,7 +31,7 @@ nvmlDeviceGetCount(unsigned int *deviceCount)
     return result;
 }
 
-/* Out of range for the tenant is out of range for NVML, which then says so, or that it is not initialized. */
+/* Out of range for the tenant is out of range for NVML: it says so, or is not initialized. */
 HM_HOOK nvmlReturn_t
 nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
 {
@@ -133,7 +133,7 @@ keep_given(nvmlDevice_t *devices, unsigned int count)
     return kept;
 }
 
-/* A list of devices for a caller who has room for *count of them; a count of 0 asks how many there are. */
+/* A list of devices for a caller with room for *count of them; 0 asks how many there are. */
 static nvmlReturn_t
 give_devices(const nvmlDevice_t *devices, unsigned int kept, unsigned int *count,
              nvmlDevice_t *array)

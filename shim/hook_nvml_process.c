@@ -1,6 +1,7 @@
 /*
- * Lists about processes. NVML puts everybody's into an array of ours, and the tenant's are passed on. The arrays have
- * room for as many processes as a tenant can have; where the card has more than that, the slots answer.
+ * Lists about processes. NVML puts everybody's into an array of ours, and the tenant's are passed
+ * on. The arrays have room for as many processes as a tenant can have; where the card has more than
+ * that, the slots answer.
  */
 #include "view.h"
 
@@ -81,7 +82,7 @@ nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *in
     return LISTED(nvmlDeviceGetMPSComputeRunningProcesses_v3, device, infoCount, infos, false);
 }
 
-/* A version that we do not know could not be filtered, so it is refused as an older driver would. */
+/* A version that we do not know could not be filtered: refused, as an older driver would. */
 HM_HOOK nvmlReturn_t
 nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_t *plist)
 {
@@ -139,7 +140,7 @@ nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device,
     return list.count > 0 ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
-/* Also what has ended is remembered by the card; of that we can't say whose it was, so it is not shown. */
+/* The card also remembers what has ended. Of that we can't say whose it was, so it's not shown. */
 HM_HOOK nvmlReturn_t
 nvmlDeviceGetAccountingPids(nvmlDevice_t device, unsigned int *count, unsigned int *pids)
 {

@@ -1,5 +1,7 @@
 #include "image.h"
 
+#include "ptx.h"
+
 #include <elf.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -16,6 +18,8 @@
 #define SECTIONS_AT_ONCE 128
 #define SECTIONS 1048576 /* more than that is no cubin */
 #define NAME_BYTES 10
+#define TEXT_BYTES 4096
+#define LONGEST_TEXT_BYTES 268435456
 #define COUNTED_BYTES 4096 /* smaller variables are not worth a look at their section's name */
 
 enum { FATBIN_PTX = 1, FATBIN_ELF = 2 };
@@ -31,7 +35,9 @@ struct fatbin_entry {
     uint16_t kind;
     uint16_t version;
     uint32_t header_bytes;
-    uint64_t bytes; /* of what follows the header */
+    uint64_t bytes;            /* of what follows the header */
+    uint32_t compressed_bytes; /* 0: it is not */
+    uint32_t options;
 };
 
 /* What the compiler leaves in a program for each fatbin. */
@@ -42,18 +48,26 @@ struct wrapper {
 };
 
 /*
- * Copy from an image that may end, or lie, anywhere: by a system call, which says no where a load would crash. Where
- * it is forbidden (an old seccomp filter) nothing can be said about an image.
+ * Copy from an image that may end, or lie, anywhere: by a system call, which stops where a load would crash. Where it is
+ * forbidden (an old seccomp filter) nothing can be said about an image. Returns the bytes copied.
  */
+static size_t
+peek_some(const void *image, uint64_t offset, void *buffer, size_t bytes)
+{
+    struct iovec local = {buffer, bytes}, remote = {NULL, bytes};
+    ssize_t copied;
+
+    if (offset > UINT64_MAX - (uintptr_t)image)
+        return 0;
+    remote.iov_base = (void *)((uintptr_t)image + offset);
+    copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+    return copied > 0 ? (size_t)copied : 0;
+}
+
 static bool
 peek(const void *image, uint64_t offset, void *buffer, size_t bytes)
 {
-    struct iovec local = {buffer, bytes}, remote = {NULL, bytes};
-
-    if (offset > UINT64_MAX - (uintptr_t)image)
-        return false;
-    remote.iov_base = (void *)((uintptr_t)image + offset);
-    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)bytes;
+    return peek_some(image, offset, buffer, bytes) == bytes;
 }
 
 static uint64_t
@@ -107,11 +121,30 @@ cubin_variables(const void *image)
     return bytes;
 }
 
+/* Text may end behind a page that is there, so it is copied up to the end of a page at a time. */
+static uint64_t
+ptx_variables(const void *image)
+{
+    struct hm_ptx ptx = {0};
+    char text[TEXT_BYTES];
+    uint64_t at = 0;
+
+    while (at < LONGEST_TEXT_BYTES) {
+        size_t some = TEXT_BYTES - ((uintptr_t)image + at) % TEXT_BYTES;
+
+        some = peek_some(image, at, text, some);
+        if (some == 0 || !hm_ptx_scan(&ptx, text, some))
+            break;
+        at += some;
+    }
+    return ptx.bytes;
+}
+
 static uint64_t
 fatbin_variables(const void *image, const struct fatbin *fatbin)
 {
     uint64_t at = fatbin->header_bytes, end = plus(at, fatbin->bytes), most = 0;
-    bool elf = false;
+    bool readable = false;
 
     for (int i = 0; i < FATBIN_ENTRIES && at < end; i++) {
         struct fatbin_entry entry;
@@ -122,11 +155,13 @@ fatbin_variables(const void *image, const struct fatbin *fatbin)
         payload = plus(at, entry.header_bytes);
         if (entry.kind == FATBIN_ELF && payload < end)
             bytes = cubin_variables((const char *)image + payload);
-        elf = elf || entry.kind == FATBIN_ELF;
+        else if (entry.kind == FATBIN_PTX && payload < end && entry.compressed_bytes == 0)
+            bytes = ptx_variables((const char *)image + payload);
+        readable = readable || entry.kind == FATBIN_ELF || entry.compressed_bytes == 0;
         most = bytes > most ? bytes : most;
         at = plus(payload, entry.bytes);
     }
-    return elf ? most : HM_IMAGE_UNKNOWN;
+    return readable ? most : HM_IMAGE_UNKNOWN;
 }
 
 static bool
@@ -149,7 +184,7 @@ hm_image_variables(const void *image)
     if (read_fatbin(image, &fatbin))
         return fatbin_variables(image, &fatbin);
     if (!peek(image, 0, &wrapper, sizeof(wrapper)) || wrapper.magic != WRAPPER_MAGIC)
-        return HM_IMAGE_UNKNOWN;
+        return ptx_variables(image);
     return read_fatbin(wrapper.fatbin, &fatbin) ? fatbin_variables(wrapper.fatbin, &fatbin) : 0;
 }
 

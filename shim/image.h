@@ -2,9 +2,9 @@
 #pragma once
 #include <stdint.h>
 
-#define HM_IMAGE_UNKNOWN UINT64_MAX /* PTX: only the driver's compiler can tell */
+#define HM_IMAGE_UNKNOWN UINT64_MAX /* a fatbin of nothing but compressed PTX */
 
-/* Bytes of the module's variables: of a cubin, or the most of any cubin in a fatbin (0 for compressed ones). */
+/* Bytes of the module's variables: of a cubin, of PTX, or the most of any in a fatbin (0 for compressed cubins). */
 uint64_t hm_image_variables(const void *image);
 
 /* The same of a file. 0: it can't be read. */

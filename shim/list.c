@@ -13,7 +13,7 @@ pid_namespace(void)
     return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
 }
 
-/* The slot at index i, if it is taken by a process of our PID namespace: others have pids that mean nothing here. */
+/* The slot at index i, if it is a process's of our PID namespace: other pids mean nothing here. */
 static const struct hm_slot *
 visible_slot(uint32_t i, uint64_t space)
 {
@@ -91,7 +91,7 @@ hm_list_keep(struct hm_list *list, int device)
     list->count = kept;
 }
 
-/* Older drivers list host pids in a container, or nothing. Fields that we know nothing about are "not available". */
+/* Older drivers list host pids in a container, or nothing. Other fields are "not available". */
 static void
 fill_from_slots(struct hm_list *list, int device)
 {

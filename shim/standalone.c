@@ -1,6 +1,6 @@
 /*
- * The pages of a tenant that nobody sets up but its own processes: who comes first makes them, with the folder locked,
- * so that the others find them whole.
+ * The pages of a tenant that nobody sets up but its own processes: who comes first makes them, with
+ * the folder locked, so that the others find them whole.
  *
  *   CUDA_DEVICE_MEMORY_SHARED_CACHE=/x/y.cache    /x/y.hamirt
  *   not set                                       /tmp/hamirt-UID/standalone
@@ -24,9 +24,11 @@
 #define CACHE "CUDA_DEVICE_MEMORY_SHARED_CACHE"
 #define CACHE_SUFFIX ".cache"
 #define CACHE_LENGTH 190
-#define PATH_BYTES 200                                   /* with another suffix */
-#define PAGE_FLAGS (O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK) /* a pipe in its place does not block us */
-#define LOCK_TRIES 500                                   /* of 10 ms each */
+#define PATH_BYTES 200 /* with another suffix */
+#define LOCK_TRIES 500 /* of 10 ms each */
+
+/* A pipe in a page's place does not block us. */
+#define PAGE_FLAGS (O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)
 
 /* Where the pages are, and who may use them: every user of a container, or this user. */
 struct place {
@@ -62,8 +64,8 @@ fail_fd(const struct place *place, const char *what)
 }
 
 /*
- * A folder that everybody may write, without the sticky bit: HAMi's device plugin mounts one like that. There 0700
- * would protect nothing, and the container's processes may be several users'.
+ * A folder that everybody may write, without the sticky bit: HAMi's device plugin mounts one like
+ * that. There 0700 would protect nothing, and the container's processes may be several users'.
  */
 static bool
 is_open_to_all(const char *path)
@@ -73,7 +75,7 @@ is_open_to_all(const char *path)
     return stat(path, &status) == 0 && (status.st_mode & (S_IWOTH | S_ISVTX)) == S_IWOTH;
 }
 
-/* A folder, made if it is not there, and nobody's but its owner's to change. -1: it can't be used. */
+/* A folder, made if it is not there, that only its owner may change. -1: it can't be used. */
 static int
 open_folder(const struct place *place, int parent, const char *name)
 {
@@ -107,7 +109,7 @@ lock(int fd)
     return false;
 }
 
-/* A page's file, made if it is not there; to read only if it is another user's. -1: it can't be used. */
+/* A page's file, made if it is not there; read-only if it is another user's. -1: not usable. */
 static int
 open_page(const struct place *place, int folder, const char *name, mode_t mode)
 {
@@ -177,7 +179,7 @@ is_same(int fd, const struct hm_limits *limits)
     return true;
 }
 
-/* Never truncated: a process that only reads may have it mapped. The room is taken now, not by a write that fails. */
+/* Never truncated: a reader may have it mapped. And the room is taken before it is written. */
 static int
 make_usage(int fd)
 {
@@ -239,7 +241,7 @@ settle_pages(const struct place *place, int folder)
     return true;
 }
 
-/* The folder that the variable's file is in; a missing one is made, its own parent is not. -1: it can't be used. */
+/* The folder that the variable's file is in, made if only it is missing. -1: it can't be used. */
 static int
 open_parent(struct place *place, const char *cache)
 {

@@ -1,5 +1,6 @@
 /*
- * What a tenant is shown of its devices. One definition for the hooks of CUDA and of NVML, so that all figures agree:
+ * What a tenant is shown of its devices. One definition for the hooks of CUDA and of NVML, so that
+ * all figures agree:
  *
  *   total     the cap
  *   used      what is charged: the sum of the process list
@@ -17,8 +18,9 @@ struct hm_view {
 };
 
 /*
- * The view of a device, given what the card itself has. mine is the slot of this process, NULL if it need not have one.
- * False: show the card as it is, since it is not capped or (device -1) not the tenant's.
+ * The view of a device, given what the card itself has. mine is the slot of this process, NULL if
+ * it need not have one. False: show the card as it is, since it is not capped or (device -1) not
+ * the tenant's.
  */
 bool hm_view_read(int device, const struct hm_slot *mine, uint64_t card_total, uint64_t card_free,
                   struct hm_view *view);
@@ -26,10 +28,10 @@ bool hm_view_read(int device, const struct hm_slot *mine, uint64_t card_total, u
 /* Clear the slots of the dead, unless this process is alone in the tenant. */
 void hm_view_bury(const struct hm_slot *mine);
 
-/* The index in the tenant of a handle of NVML, -1 if it is not a device of the tenant or the tenant is not active. */
+/* The index in the tenant of a handle of NVML; -1: not the tenant's, or no tenant is active. */
 int hm_view_device(nvmlDevice_t handle);
 
-/* A list about processes, in any of NVML's structures: at least a pid, maybe the bytes that the process holds. */
+/* A list about processes, in any of NVML's structures: a pid, maybe the bytes that it holds. */
 struct hm_list {
     void *entries;
     unsigned int count; /* before NVML is asked: the room in entries */
@@ -50,15 +52,16 @@ struct hm_list {
 #define HM_LIST_BYTES(array, field) \
     HM_LIST(array, .bytes_at = offsetof(__typeof__((array)[0]), field), .has_bytes = true)
 
-/* True if a list is to be shown as NVML gives it: not the tenant's device, or a call that NVML will refuse. */
+/* True if NVML's own answer is to be given: not the tenant's device, or it will be a refusal. */
 bool hm_list_is_whole(nvmlDevice_t handle, const unsigned int *count);
 
 /* Keep the processes of the tenant, with the bytes that the ledger has for them. */
 void hm_list_keep(struct hm_list *list, int device);
 
 /*
- * Answer a call as NVML would if there were no other processes: list is what NVML answered with result, count and
- * entries are the caller's. nothing_asked is what NVML says to a count of 0 when there are entries.
+ * Answer a call as NVML would if there were no other processes: list is what NVML answered with
+ * result, count and entries are the caller's. nothing_asked is what NVML says to a count of 0 when
+ * there are entries.
  */
 nvmlReturn_t hm_list_answer(struct hm_list *list, nvmlDevice_t handle, nvmlReturn_t result,
                             nvmlReturn_t nothing_asked, unsigned int *count, void *entries);

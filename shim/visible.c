@@ -1,10 +1,12 @@
 /*
- * The driver reads CUDA_VISIBLE_DEVICES in cuInit. For that moment the variable names the tenant's devices by UUID,
- * as far as the program's own value selects them; that value counts devices in the order of the limits page.
+ * The driver reads CUDA_VISIBLE_DEVICES in cuInit. For that moment the variable names the tenant's
+ * devices by UUID, as far as the program's own value selects them; that value counts devices in the
+ * order of the limits page.
  *
- * setenv would not do: other threads may read the environment. So what is exchanged is one pointer, atomically, and
- * nothing that was ever in the environment is freed or changed. What another thread does to the environment in the
- * nanoseconds between our look and the exchange, we see or, like any two writers of it, lose.
+ * setenv would not do: other threads may read the environment. So what is exchanged is one pointer,
+ * atomically, and nothing that was ever in the environment is freed or changed. What another thread
+ * does to the environment in the nanoseconds between our look and the exchange, we see or, like any
+ * two writers of it, lose.
  */
 #include "log.h"
 #include "tenant.h"
@@ -31,7 +33,7 @@ static char **published; /* a copy of the environment with ours in front; never 
 
 static __thread bool entered __attribute__((tls_model("initial-exec")));
 
-/* What the entry of an index list says; any digits do, and what follows them is ignored. -1: nothing. */
+/* What the entry of an index list says: its digits, whatever follows them. -1: nothing. */
 static int
 by_index(const char *entry, int count)
 {
@@ -41,7 +43,7 @@ by_index(const char *entry, int count)
     return end != entry && index < (unsigned int)count ? (int)index : -1;
 }
 
-/* The only device whose UUID begins like the entry, up to the first character that is none of a UUID. -1: none. */
+/* The only device whose UUID begins like the entry, as far as that looks like one. -1: none. */
 static int
 by_uuid(const char *entry, int count)
 {
@@ -63,8 +65,9 @@ by_uuid(const char *entry, int count)
 }
 
 /*
- * The devices that a value selects, by the driver's rules (580): the form of the first entry is that of all, the first
- * invalid one ends the list, and a device named twice is an error of cuInit, for which it stays in the list twice.
+ * The devices that a value selects, by the driver's rules (580): the form of the first entry is
+ * that of all, the first invalid one ends the list, and a device named twice is an error of cuInit,
+ * for which it stays in the list twice.
  */
 static int
 select_devices(const char *value, int selected[ENTRIES])
@@ -127,7 +130,7 @@ exchange(char **at, char *from, char *to)
     return __atomic_compare_exchange_n(at, &from, to, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-/* An environment with ours in front of what is there. Reuses the last copy while nobody has replaced it since. */
+/* An environment with ours in front of what is there; the last copy, if it is still in use. */
 static bool
 publish(void)
 {
@@ -176,7 +179,7 @@ show(void)
     hm_log_once(VARIABLE " could not be set for the driver: it shows more devices than were given");
 }
 
-/* Take ours out again. It is not where it was if another thread changed the environment: then look for it. */
+/* Take ours out again, from wherever another thread may have copied it to meanwhile. */
 static void
 hide(void)
 {

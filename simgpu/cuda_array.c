@@ -82,6 +82,26 @@ hm_array_delete(struct hm_array *array)
     free(array);
 }
 
+/* Width in bytes; a dimension of 0 counts as 1. */
+bool
+hm_array_holds(CUarray handle, const size_t from[3], const size_t extent[3])
+{
+    const struct hm_array *array = HM_HANDLE(HM_ARRAY, handle);
+    size_t most[3];
+
+    if (array == NULL)
+        return false;
+    most[0] = array->descriptor.Width * array->descriptor.NumChannels *
+              element_bytes(array->descriptor.Format);
+    most[1] = array->descriptor.Height == 0 ? 1 : array->descriptor.Height;
+    most[2] = array->descriptor.Depth == 0 ? 1 : array->descriptor.Depth;
+    for (int i = 0; i < 3; i++) {
+        if (extent[i] > most[i] || from[i] > most[i] - extent[i])
+            return false;
+    }
+    return true;
+}
+
 char *
 hm_array_data(CUarray handle, size_t *pitch, size_t *slice)
 {

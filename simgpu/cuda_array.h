@@ -23,5 +23,7 @@ struct hm_mipmap {
     struct hm_array *level[16];
 };
 
+/* Whether that box lies in the array; false for a wrong handle. */
+bool hm_array_holds(CUarray handle, const size_t from[3], const size_t extent[3]);
 /* The first byte of an array's data, its row pitch and the bytes of a layer; NULL when it has none. */
 char *hm_array_data(CUarray handle, size_t *pitch, size_t *slice);

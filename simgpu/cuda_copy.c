@@ -1,7 +1,6 @@
 #include "cuda_copy.h"
 
-#include <string.h>
-
+#include "cuda_array.h"
 #include "cuda_capture.h"
 
 #define SETUP_NS 1500
@@ -33,29 +32,58 @@ length_ns(const CUDA_MEMCPY3D_PEER *copy)
 
 /* Device addresses are checked; with unified addressing any other one is the application's own. */
 static bool
-fits(CUmemorytype type, CUdeviceptr address, size_t pitch, const CUDA_MEMCPY3D_PEER *copy)
+fits_range(CUmemorytype type, CUdeviceptr address, uint64_t extent)
 {
-    const struct hm_range *range;
-    uint64_t extent = pitch * (copy->Height - 1) + copy->WidthInBytes;
+    const struct hm_range *range = hm_range_at(address);
 
-    if (type != CU_MEMORYTYPE_DEVICE && type != CU_MEMORYTYPE_UNIFIED)
-        return true;
-    range = hm_range_at(address);
     if (range == NULL)
         return type == CU_MEMORYTYPE_UNIFIED && address != 0;
     return hm_range_usable(range) && range->address + range->bytes - address >= extent;
 }
 
+/* The bytes from the first to the last that a copy touches on one side, where it starts at `from`. */
+static uint64_t
+reach(const CUDA_MEMCPY3D_PEER *copy, const size_t from[3], size_t pitch, size_t height)
+{
+    return from[0] + copy->WidthInBytes + (from[1] + copy->Height - 1) * pitch +
+           (from[2] + copy->Depth - 1) * pitch * height;
+}
+
+static bool
+source_fits(const CUDA_MEMCPY3D_PEER *copy, const size_t extent[3])
+{
+    size_t from[3] = {copy->srcXInBytes, copy->srcY, copy->srcZ};
+
+    if (copy->srcMemoryType == CU_MEMORYTYPE_ARRAY)
+        return hm_array_holds(copy->srcArray, from, extent);
+    return copy->srcMemoryType == CU_MEMORYTYPE_HOST ||
+           fits_range(copy->srcMemoryType, copy->srcDevice,
+                      reach(copy, from, copy->srcPitch, copy->srcHeight));
+}
+
+static bool
+target_fits(const CUDA_MEMCPY3D_PEER *copy, const size_t extent[3])
+{
+    size_t from[3] = {copy->dstXInBytes, copy->dstY, copy->dstZ};
+
+    if (copy->dstMemoryType == CU_MEMORYTYPE_ARRAY)
+        return hm_array_holds(copy->dstArray, from, extent);
+    return copy->dstMemoryType == CU_MEMORYTYPE_HOST ||
+           fits_range(copy->dstMemoryType, copy->dstDevice,
+                      reach(copy, from, copy->dstPitch, copy->dstHeight));
+}
+
 CUresult
 hm_copy_prepare(const CUDA_MEMCPY3D_PEER *copy, struct hm_op *op)
 {
+    size_t extent[3] = {copy->WidthInBytes, copy->Height, copy->Depth};
+
     *op = (struct hm_op){.kind = HM_OP_COPY, .copy = *copy};
     if (copy->WidthInBytes == 0 || copy->Height == 0 || copy->Depth == 0) {
         op->kind = HM_OP_WORK;
         return CUDA_SUCCESS;
     }
-    if (!fits(copy->srcMemoryType, copy->srcDevice, copy->srcPitch, copy) ||
-        !fits(copy->dstMemoryType, copy->dstDevice, copy->dstPitch, copy))
+    if (!source_fits(copy, extent) || !target_fits(copy, extent))
         return CUDA_ERROR_INVALID_VALUE;
     op->length_ns = length_ns(copy);
     return CUDA_SUCCESS;
@@ -77,8 +105,8 @@ linear(CUmemorytype to_type, uint64_t to, CUmemorytype from_type, uint64_t from,
     };
 }
 
-static CUresult
-add(const struct hm_call *call, CUstream handle, const CUDA_MEMCPY3D_PEER *copy, bool wait)
+CUresult
+hm_copy_add(const struct hm_call *call, CUstream handle, const CUDA_MEMCPY3D_PEER *copy, bool wait)
 {
     struct hm_stream *stream;
     struct hm_op op;
@@ -105,7 +133,7 @@ cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes)
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(UNIFIED, to, UNIFIED, from, bytes);
 
-    return add(&call, NULL, &copy, true);
+    return hm_copy_add(&call, NULL, &copy, true);
 }
 
 HM_EXPORT CUresult
@@ -114,7 +142,7 @@ cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(UNIFIED, to, UNIFIED, from, bytes);
 
-    return add(&call, stream, &copy, false);
+    return hm_copy_add(&call, stream, &copy, false);
 }
 
 HM_EXPORT CUresult
@@ -123,7 +151,7 @@ cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes)
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(DEVICE, to, HOST, (uint64_t)from, bytes);
 
-    return add(&call, NULL, &copy, true);
+    return hm_copy_add(&call, NULL, &copy, true);
 }
 
 HM_EXPORT CUresult
@@ -132,7 +160,7 @@ cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream st
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(DEVICE, to, HOST, (uint64_t)from, bytes);
 
-    return add(&call, stream, &copy, false);
+    return hm_copy_add(&call, stream, &copy, false);
 }
 
 HM_EXPORT CUresult
@@ -141,7 +169,7 @@ cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes)
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(HOST, (uint64_t)to, DEVICE, from, bytes);
 
-    return add(&call, NULL, &copy, true);
+    return hm_copy_add(&call, NULL, &copy, true);
 }
 
 HM_EXPORT CUresult
@@ -150,7 +178,7 @@ cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream stream)
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(HOST, (uint64_t)to, DEVICE, from, bytes);
 
-    return add(&call, stream, &copy, false);
+    return hm_copy_add(&call, stream, &copy, false);
 }
 
 /* A copy within the card does not wait for the host. */
@@ -160,7 +188,7 @@ cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes)
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(DEVICE, to, DEVICE, from, bytes);
 
-    return add(&call, NULL, &copy, false);
+    return hm_copy_add(&call, NULL, &copy, false);
 }
 
 HM_EXPORT CUresult
@@ -169,7 +197,7 @@ cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream st
     HM_ENTER(HM_CURRENT);
     CUDA_MEMCPY3D_PEER copy = linear(DEVICE, to, DEVICE, from, bytes);
 
-    return add(&call, stream, &copy, false);
+    return hm_copy_add(&call, stream, &copy, false);
 }
 
 HM_EXPORT CUresult
@@ -180,7 +208,7 @@ cuMemcpyPeer(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from, CUcontext from_
 
     if (hm_context_find(to_ctx) == NULL || hm_context_find(from_ctx) == NULL)
         return CUDA_ERROR_INVALID_CONTEXT;
-    return add(&call, NULL, &copy, false);
+    return hm_copy_add(&call, NULL, &copy, false);
 }
 
 HM_EXPORT CUresult
@@ -192,7 +220,7 @@ cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_ctx, CUdeviceptr from, CUcontext 
 
     if (hm_context_find(to_ctx) == NULL || hm_context_find(from_ctx) == NULL)
         return CUDA_ERROR_INVALID_CONTEXT;
-    return add(&call, stream, &copy, false);
+    return hm_copy_add(&call, stream, &copy, false);
 }
 
 /* Only the first dimensions are CUDA_MEMCPY2D's. */
@@ -228,7 +256,7 @@ add_2d(const struct hm_call *call, CUstream stream, const CUDA_MEMCPY2D *copy, b
     if (copy == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     full = from_2d(copy);
-    return add(call, stream, &full, wait);
+    return hm_copy_add(call, stream, &full, wait);
 }
 
 HM_EXPORT CUresult
@@ -260,7 +288,7 @@ add_3d(const struct hm_call *call, CUstream stream, const CUDA_MEMCPY3D *copy, b
     if (copy == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     full = hm_copy_from_3d(copy);
-    return add(call, stream, &full, wait);
+    return hm_copy_add(call, stream, &full, wait);
 }
 
 HM_EXPORT CUresult
@@ -281,12 +309,12 @@ HM_EXPORT CUresult
 cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *copy)
 {
     HM_ENTER(HM_CURRENT);
-    return copy == NULL ? CUDA_ERROR_INVALID_VALUE : add(&call, NULL, copy, true);
+    return copy == NULL ? CUDA_ERROR_INVALID_VALUE : hm_copy_add(&call, NULL, copy, true);
 }
 
 HM_EXPORT CUresult
 cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *copy, CUstream stream)
 {
     HM_ENTER(HM_CURRENT);
-    return copy == NULL ? CUDA_ERROR_INVALID_VALUE : add(&call, stream, copy, false);
+    return copy == NULL ? CUDA_ERROR_INVALID_VALUE : hm_copy_add(&call, stream, copy, false);
 }

@@ -166,6 +166,42 @@ cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned int flags)
     return CUDA_SUCCESS;
 }
 
+/* The forms for a whole context break every capture in it. */
+HM_EXPORT CUresult
+cuCtxRecordEvent(CUcontext handle, CUevent event_handle)
+{
+    HM_ENTER(HM_INITIALIZED);
+    struct hm_context *ctx = hm_context_find(handle);
+    struct hm_event *event = HM_HANDLE(HM_EVENT, event_handle);
+    CUresult result;
+
+    if (ctx == NULL)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (event == NULL || event->ctx != ctx)
+        return CUDA_ERROR_INVALID_HANDLE;
+    result = hm_capture_refuse_context(ctx);
+    if (result == CUDA_SUCCESS)
+        hm_event_mark(event, hm_stream_legacy(ctx));
+    return result;
+}
+
+HM_EXPORT CUresult
+cuCtxWaitEvent(CUcontext handle, CUevent event_handle)
+{
+    HM_ENTER(HM_INITIALIZED);
+    struct hm_context *ctx = hm_context_find(handle);
+    const struct hm_event *event = HM_HANDLE(HM_EVENT, event_handle);
+    CUresult result;
+
+    if (ctx == NULL || event == NULL)
+        return ctx == NULL ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_INVALID_HANDLE;
+    result = hm_capture_refuse_context(ctx);
+    for (struct hm_stream *stream = ctx->streams; stream != NULL && result == CUDA_SUCCESS;
+         stream = stream->next)
+        hm_event_wait_on(event, stream);
+    return result;
+}
+
 /* An event recorded in a capture is no moment: asking for it breaks the capture. */
 static CUresult
 refuse_captured(const struct hm_event *event)

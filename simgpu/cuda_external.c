@@ -7,6 +7,7 @@
 #include "cuda_handle.h"
 #include "cuda_memory.h"
 #include "cuda_object.h"
+#include "cuda_space.h"
 
 /* Memory of another API. It takes its size on the card as long as it is imported. */
 struct hm_external {

@@ -84,38 +84,47 @@ cuFuncSetAttribute(CUfunction handle, CUfunction_attribute name, int value)
     return function == NULL ? CUDA_ERROR_INVALID_HANDLE : set(function, name, value);
 }
 
-static CUresult
-kernel_on(CUkernel kernel, CUdevice device, struct hm_function **function)
-{
-    struct hm_context *ctx;
-    CUresult result;
-
-    if (!hm_device_valid(device))
-        return CUDA_ERROR_INVALID_DEVICE;
-    result = hm_primary_need(device, &ctx);
-    return result != CUDA_SUCCESS ? result : hm_kernel_function(kernel, ctx, function);
-}
-
 HM_EXPORT CUresult
 cuKernelGetAttribute(int *value, CUfunction_attribute name, CUkernel kernel, CUdevice device)
 {
     HM_ENTER(HM_INITIALIZED);
-    struct hm_function *function;
-    CUresult result = kernel_on(kernel, device, &function);
+    const struct hm_function *said = hm_kernel_said(kernel);
 
-    if (result != CUDA_SUCCESS || value == NULL)
-        return result != CUDA_SUCCESS ? result : CUDA_ERROR_INVALID_VALUE;
-    return get(function, name, value);
+    if (said == NULL || value == NULL)
+        return said == NULL ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
+    return hm_device_valid(device) ? get(said, name, value) : CUDA_ERROR_INVALID_DEVICE;
 }
 
+/* The devices of a process are all alike: one setting holds for each. */
 HM_EXPORT CUresult
 cuKernelSetAttribute(CUfunction_attribute name, int value, CUkernel kernel, CUdevice device)
 {
     HM_ENTER(HM_INITIALIZED);
-    struct hm_function *function;
-    CUresult result = kernel_on(kernel, device, &function);
+    struct hm_function *said = hm_kernel_said(kernel);
 
-    return result != CUDA_SUCCESS ? result : set(function, name, value);
+    if (said == NULL)
+        return CUDA_ERROR_INVALID_HANDLE;
+    return hm_device_valid(device) ? set(said, name, value) : CUDA_ERROR_INVALID_DEVICE;
+}
+
+static CUresult
+parameter_info(const struct hm_function *function, size_t index, size_t *offset, size_t *bytes)
+{
+    if (function == NULL)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (offset == NULL || index >= function->parameter_count)
+        return CUDA_ERROR_INVALID_VALUE;
+    *offset = function->parameter_offset[index];
+    if (bytes != NULL)
+        *bytes = function->parameter_bytes[index];
+    return CUDA_SUCCESS;
+}
+
+HM_EXPORT CUresult
+cuKernelGetParamInfo(CUkernel kernel, size_t index, size_t *offset, size_t *bytes)
+{
+    HM_ENTER(HM_INITIALIZED);
+    return parameter_info(hm_kernel_said(kernel), index, offset, bytes);
 }
 
 HM_EXPORT CUresult
@@ -143,19 +152,10 @@ cuFuncGetName(const char **name, CUfunction handle)
 }
 
 HM_EXPORT CUresult
-cuFuncGetParamInfo(CUfunction handle, size_t index, size_t *offset, size_t *bytes)
+cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offset, size_t *bytes)
 {
     HM_ENTER(HM_CURRENT);
-    const struct hm_function *function = hm_function_find(handle);
-
-    if (function == NULL)
-        return CUDA_ERROR_INVALID_HANDLE;
-    if (offset == NULL || index >= function->parameter_count)
-        return CUDA_ERROR_INVALID_VALUE;
-    *offset = function->parameter_offset[index];
-    if (bytes != NULL)
-        *bytes = function->parameter_bytes[index];
-    return CUDA_SUCCESS;
+    return parameter_info(hm_function_find(function), index, offset, bytes);
 }
 
 HM_EXPORT CUresult

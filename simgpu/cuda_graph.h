@@ -52,6 +52,16 @@ bool hm_node_depends(const struct hm_node *node, const struct hm_node *on);
 /* Takes a copy of the parameters and works out the operation. */
 CUresult hm_node_set_kernel(struct hm_node *node, const CUDA_KERNEL_NODE_PARAMS *params);
 
+CUresult hm_node_set_copy(struct hm_node *node, const CUDA_MEMCPY3D *params);
+/* Makes the memory and fills in its address. */
+CUresult hm_node_set_alloc(struct hm_node *node, CUDA_MEM_ALLOC_NODE_PARAMS *params);
+CUresult hm_node_set_free(struct hm_node *node, CUdeviceptr address);
+/* A node of the graph behind those dependencies; NULL when a handle is wrong. */
+struct hm_node *hm_graph_add(CUgraph handle, CUgraphNodeType type, const CUgraphNode *dependencies,
+                             size_t count);
+/* Hands the node out, or takes it away again when its parameters were wrong. */
+CUresult hm_node_finish(struct hm_node *node, CUresult result, CUgraphNode *handle);
+
 /* Makes memory for an alloc node; address space only. */
 CUresult hm_graph_memory_new(uint32_t card, uint64_t bytes, struct hm_graph_memory **memory);
 void hm_graph_memory_hold(struct hm_graph_memory *memory);

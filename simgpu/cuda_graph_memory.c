@@ -4,6 +4,7 @@
 
 #include "cuda_handle.h"
 #include "cuda_memory.h"
+#include "cuda_space.h"
 
 /* Per card: graphs of this process share physical memory. What a launch takes stays until a trim. */
 struct usage {

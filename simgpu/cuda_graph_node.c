@@ -1,12 +1,9 @@
-#include "cuda_capture.h"
 #include "cuda_copy.h"
-#include "cuda_event.h"
-#include "cuda_function.h"
+#include "cuda_graph.h"
 #include "cuda_handle.h"
 
-/* A node of the graph behind those dependencies; NULL when a handle is wrong. */
-static struct hm_node *
-add_node(CUgraph handle, CUgraphNodeType type, const CUgraphNode *dependencies, size_t count)
+struct hm_node *
+hm_graph_add(CUgraph handle, CUgraphNodeType type, const CUgraphNode *dependencies, size_t count)
 {
     struct hm_graph *graph = HM_HANDLE(HM_GRAPH, handle);
     struct hm_node *node;
@@ -25,9 +22,8 @@ add_node(CUgraph handle, CUgraphNodeType type, const CUgraphNode *dependencies, 
     return node;
 }
 
-/* Hands the node out, or takes it away again when its parameters were wrong. */
-static CUresult
-finish(struct hm_node *node, CUresult result, CUgraphNode *handle)
+CUresult
+hm_node_finish(struct hm_node *node, CUresult result, CUgraphNode *handle)
 {
     if (result != CUDA_SUCCESS)
         hm_node_delete(node);
@@ -40,10 +36,10 @@ static CUresult
 add_kernel(CUgraphNode *handle, CUgraph graph, const CUgraphNode *dependencies, size_t count,
            const CUDA_KERNEL_NODE_PARAMS *params)
 {
-    struct hm_node *node = add_node(graph, CU_GRAPH_NODE_TYPE_KERNEL, dependencies, count);
+    struct hm_node *node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_KERNEL, dependencies, count);
 
     return node == NULL ? CUDA_ERROR_INVALID_VALUE
-                        : finish(node, hm_node_set_kernel(node, params), handle);
+                        : hm_node_finish(node, hm_node_set_kernel(node, params), handle);
 }
 
 HM_EXPORT CUresult
@@ -57,8 +53,8 @@ cuGraphAddKernelNode_v2(CUgraphNode *handle, CUgraph graph, const CUgraphNode *d
     return add_kernel(handle, graph, dependencies, count, params);
 }
 
-static CUresult
-set_copy(struct hm_node *node, const CUDA_MEMCPY3D *params)
+CUresult
+hm_node_set_copy(struct hm_node *node, const CUDA_MEMCPY3D *params)
 {
     CUDA_MEMCPY3D_PEER copy = hm_copy_from_3d(params);
 
@@ -74,8 +70,9 @@ cuGraphAddMemcpyNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *depe
 
     if (handle == NULL || params == NULL || hm_context_find(ctx) == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_MEMCPY, dependencies, count);
-    return node == NULL ? CUDA_ERROR_INVALID_VALUE : finish(node, set_copy(node, params), handle);
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_MEMCPY, dependencies, count);
+    return node == NULL ? CUDA_ERROR_INVALID_VALUE
+                        : hm_node_finish(node, hm_node_set_copy(node, params), handle);
 }
 
 HM_EXPORT CUresult
@@ -87,9 +84,9 @@ cuGraphAddMemsetNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *depe
 
     if (handle == NULL || params == NULL || hm_context_find(ctx) == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_MEMSET, dependencies, count);
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_MEMSET, dependencies, count);
     return node == NULL ? CUDA_ERROR_INVALID_VALUE
-                        : finish(node, hm_set_prepare(params, &node->op), handle);
+                        : hm_node_finish(node, hm_set_prepare(params, &node->op), handle);
 }
 
 HM_EXPORT CUresult
@@ -101,11 +98,11 @@ cuGraphAddHostNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *depend
 
     if (handle == NULL || params == NULL || params->fn == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_HOST, dependencies, count);
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_HOST, dependencies, count);
     if (node == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     node->op = (struct hm_op){.kind = HM_OP_HOST, .host = {params->fn, params->userData}};
-    return finish(node, CUDA_SUCCESS, handle);
+    return hm_node_finish(node, CUDA_SUCCESS, handle);
 }
 
 HM_EXPORT CUresult
@@ -117,8 +114,8 @@ cuGraphAddEmptyNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *depen
 
     if (handle == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_EMPTY, dependencies, count);
-    return node == NULL ? CUDA_ERROR_INVALID_VALUE : finish(node, CUDA_SUCCESS, handle);
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_EMPTY, dependencies, count);
+    return node == NULL ? CUDA_ERROR_INVALID_VALUE : hm_node_finish(node, CUDA_SUCCESS, handle);
 }
 
 HM_EXPORT CUresult
@@ -131,11 +128,11 @@ cuGraphAddChildGraphNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *
 
     if (handle == NULL || child == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_GRAPH, dependencies, count);
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_GRAPH, dependencies, count);
     if (node == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     node->child = hm_graph_clone(child);
-    return finish(node, CUDA_SUCCESS, handle);
+    return hm_node_finish(node, CUDA_SUCCESS, handle);
 }
 
 static CUresult
@@ -146,11 +143,11 @@ add_event(CUgraphNode *handle, CUgraph graph, const CUgraphNode *dependencies, s
 
     if (handle == NULL || HM_HANDLE(HM_EVENT, event) == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, type, dependencies, count);
+    node = hm_graph_add(graph, type, dependencies, count);
     if (node == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     node->event = event;
-    return finish(node, CUDA_SUCCESS, handle);
+    return hm_node_finish(node, CUDA_SUCCESS, handle);
 }
 
 HM_EXPORT CUresult
@@ -169,8 +166,8 @@ cuGraphAddEventWaitNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *d
     return add_event(handle, graph, dependencies, count, event, CU_GRAPH_NODE_TYPE_WAIT_EVENT);
 }
 
-static CUresult
-set_alloc(struct hm_node *node, CUDA_MEM_ALLOC_NODE_PARAMS *params)
+CUresult
+hm_node_set_alloc(struct hm_node *node, CUDA_MEM_ALLOC_NODE_PARAMS *params)
 {
     struct hm_graph_memory *memory;
     CUresult result;
@@ -197,12 +194,13 @@ cuGraphAddMemAllocNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *de
 
     if (handle == NULL || params == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_MEM_ALLOC, dependencies, count);
-    return node == NULL ? CUDA_ERROR_INVALID_VALUE : finish(node, set_alloc(node, params), handle);
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_MEM_ALLOC, dependencies, count);
+    return node == NULL ? CUDA_ERROR_INVALID_VALUE
+                        : hm_node_finish(node, hm_node_set_alloc(node, params), handle);
 }
 
-static CUresult
-set_free(struct hm_node *node, CUdeviceptr address)
+CUresult
+hm_node_set_free(struct hm_node *node, CUdeviceptr address)
 {
     const struct hm_range *range = hm_range_at(address);
 
@@ -222,118 +220,7 @@ cuGraphAddMemFreeNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *dep
 
     if (handle == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    node = add_node(graph, CU_GRAPH_NODE_TYPE_MEM_FREE, dependencies, count);
-    return node == NULL ? CUDA_ERROR_INVALID_VALUE : finish(node, set_free(node, address), handle);
-}
-
-static struct hm_node *
-typed(CUgraphNode handle, CUgraphNodeType type)
-{
-    struct hm_node *node = HM_HANDLE(HM_NODE, handle);
-
-    return node != NULL && node->type == type ? node : NULL;
-}
-
-HM_EXPORT CUresult
-cuGraphKernelNodeGetParams_v2(CUgraphNode handle, CUDA_KERNEL_NODE_PARAMS *params)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_KERNEL);
-
-    if (node == NULL || params == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    *params = node->kernel;
-    return CUDA_SUCCESS;
-}
-
-HM_EXPORT CUresult
-cuGraphKernelNodeSetParams_v2(CUgraphNode handle, const CUDA_KERNEL_NODE_PARAMS *params)
-{
-    HM_ENTER(HM_CURRENT);
-    struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_KERNEL);
-
-    return node == NULL || params == NULL ? CUDA_ERROR_INVALID_VALUE
-                                          : hm_node_set_kernel(node, params);
-}
-
-HM_EXPORT CUresult
-cuGraphMemcpyNodeGetParams(CUgraphNode handle, CUDA_MEMCPY3D *params)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_MEMCPY);
-
-    if (node == NULL || params == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    *params = hm_copy_to_3d(&node->op.copy);
-    return CUDA_SUCCESS;
-}
-
-HM_EXPORT CUresult
-cuGraphMemcpyNodeSetParams(CUgraphNode handle, const CUDA_MEMCPY3D *params)
-{
-    HM_ENTER(HM_CURRENT);
-    struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_MEMCPY);
-
-    return node == NULL || params == NULL ? CUDA_ERROR_INVALID_VALUE : set_copy(node, params);
-}
-
-HM_EXPORT CUresult
-cuGraphMemsetNodeGetParams(CUgraphNode handle, CUDA_MEMSET_NODE_PARAMS *params)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_MEMSET);
-
-    if (node == NULL || params == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    *params = node->op.set;
-    return CUDA_SUCCESS;
-}
-
-HM_EXPORT CUresult
-cuGraphHostNodeGetParams(CUgraphNode handle, CUDA_HOST_NODE_PARAMS *params)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_HOST);
-
-    if (node == NULL || params == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    params->fn = node->op.host.function;
-    params->userData = node->op.host.data;
-    return CUDA_SUCCESS;
-}
-
-HM_EXPORT CUresult
-cuGraphMemAllocNodeGetParams(CUgraphNode handle, CUDA_MEM_ALLOC_NODE_PARAMS *params)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_MEM_ALLOC);
-
-    if (node == NULL || params == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    *params = node->alloc;
-    return CUDA_SUCCESS;
-}
-
-HM_EXPORT CUresult
-cuGraphMemFreeNodeGetParams(CUgraphNode handle, CUdeviceptr *address)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_MEM_FREE);
-
-    if (node == NULL || address == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    *address = node->op.memory->address;
-    return CUDA_SUCCESS;
-}
-
-HM_EXPORT CUresult
-cuGraphChildGraphNodeGetGraph(CUgraphNode handle, CUgraph *graph)
-{
-    HM_ENTER(HM_INITIALIZED);
-    const struct hm_node *node = typed(handle, CU_GRAPH_NODE_TYPE_GRAPH);
-
-    if (node == NULL || graph == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    *graph = node->child->handle;
-    return CUDA_SUCCESS;
+    node = hm_graph_add(graph, CU_GRAPH_NODE_TYPE_MEM_FREE, dependencies, count);
+    return node == NULL ? CUDA_ERROR_INVALID_VALUE
+                        : hm_node_finish(node, hm_node_set_free(node, address), handle);
 }

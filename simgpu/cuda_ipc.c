@@ -3,18 +3,17 @@
 #include <string.h>
 
 #include "cuda_memory.h"
+#include "cuda_space.h"
 #include "cuda_stream.h"
 
-/*
- * Memory of another process: an address of its own, but no data, and the owner pays. The handle says
- * whose it is, so that one of a dead process is recognized.
- */
+/* Memory of another process, which pays. The handle says whose it is, so that one of a dead process is
+ * recognized. */
 struct ipc_handle {
     uint64_t magic;
     uint64_t slot;
     uint64_t generation;
-    uint64_t bytes;
-    uint64_t offset;
+    uint64_t offset; /* of the address in the shared blocks */
+    struct hm_space_share share;
     uint32_t card;
 };
 
@@ -28,13 +27,16 @@ cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr address)
     HM_ENTER(HM_CURRENT);
     const struct hm_range *range = hm_range_at(address);
     struct ipc_handle made = {.magic = IPC_MAGIC};
+    uint64_t start;
+    uint64_t bytes;
 
     if (handle == NULL || range == NULL || range->kind != HM_MEMORY_DEVICE)
         return CUDA_ERROR_INVALID_VALUE;
     made.slot = (uint64_t)hm_process_slot();
     made.generation = hm_driver.state->slots[made.slot].generation;
-    made.bytes = range->bytes;
-    made.offset = address - range->address;
+    hm_memory_blocks(range, &start, &bytes);
+    made.share = hm_space_share(start, bytes);
+    made.offset = range->address - start;
     made.card = range->card;
     memset(handle, 0, sizeof(*handle));
     memcpy(handle, &made, sizeof(made));
@@ -69,8 +71,8 @@ cuIpcOpenMemHandle_v2(CUdeviceptr *address, CUipcMemHandle handle, unsigned int 
     if ((int)given.slot == hm_process_slot())
         return CUDA_ERROR_INVALID_CONTEXT;
     range.card = given.card;
-    range.bytes = given.bytes;
-    range.address = hm_space_take(0, given.bytes, true);
+    range.bytes = given.share.bytes;
+    range.address = hm_space_join(&given.share);
     if (range.address == 0)
         return CUDA_ERROR_MAP_FAILED;
     hm_range_add(&range);

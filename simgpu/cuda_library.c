@@ -10,7 +10,7 @@
 struct hm_kernel {
     CUkernel handle;
     struct hm_library *library;
-    char name[HM_NAME_BYTES];
+    struct hm_function said; /* what the PTX says, and attributes set since; loaded nowhere */
     struct hm_kernel *next;
 };
 
@@ -34,7 +34,7 @@ read_kernels(struct hm_library *library)
         struct hm_kernel *kernel = hm_allocate(sizeof(*kernel));
 
         kernel->library = library;
-        memcpy(kernel->name, function->name, sizeof(kernel->name));
+        kernel->said = *function;
         kernel->handle = (CUkernel)(uintptr_t)hm_handle_make(HM_KERNEL, kernel, NULL);
         kernel->next = library->kernels;
         library->kernels = kernel;
@@ -103,9 +103,20 @@ hm_kernel_function(CUkernel handle, struct hm_context *ctx, struct hm_function *
     if (kernel == NULL || ctx == NULL)
         return kernel == NULL ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_CONTEXT;
     result = module_in(kernel->library, ctx, &module);
-    if (result == CUDA_SUCCESS)
-        *function = hm_module_function(module, kernel->name);
-    return result;
+    if (result != CUDA_SUCCESS)
+        return result;
+    *function = hm_module_function(module, kernel->said.name);
+    (*function)->dynamic_shared_max = kernel->said.dynamic_shared_max;
+    (*function)->carveout = kernel->said.carveout;
+    return CUDA_SUCCESS;
+}
+
+struct hm_function *
+hm_kernel_said(CUkernel handle)
+{
+    struct hm_kernel *kernel = HM_HANDLE(HM_KERNEL, handle);
+
+    return kernel != NULL ? &kernel->said : NULL;
 }
 
 HM_EXPORT CUresult
@@ -171,7 +182,7 @@ cuLibraryGetKernel(CUkernel *kernel_handle, CUlibrary handle, const char *name)
     if (library == NULL || kernel_handle == NULL || name == NULL)
         return library == NULL ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
     for (kernel = library->kernels; kernel != NULL; kernel = kernel->next) {
-        if (strcmp(kernel->name, name) == 0) {
+        if (strcmp(kernel->said.name, name) == 0) {
             *kernel_handle = kernel->handle;
             return CUDA_SUCCESS;
         }
@@ -283,6 +294,6 @@ cuKernelGetName(const char **name, CUkernel handle)
 
     if (kernel == NULL || name == NULL)
         return kernel == NULL ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
-    *name = kernel->name;
+    *name = kernel->said.name;
     return CUDA_SUCCESS;
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "cuda_context.h"
+#include "cuda_space.h"
 
 bool
 hm_blocks_take(uint32_t card, uint64_t blocks)
@@ -65,6 +66,13 @@ in_slab(const struct hm_range *range)
     return (range->kind == HM_MEMORY_DEVICE || range->kind == HM_MEMORY_MANAGED ||
             range->kind == HM_MEMORY_GLOBAL) &&
            range->owner != NULL;
+}
+
+void
+hm_memory_blocks(const struct hm_range *range, uint64_t *address, uint64_t *bytes)
+{
+    *address = in_slab(range) ? hm_slab_address(range->owner) : range->address;
+    *bytes = in_slab(range) ? HM_BLOCK_BYTES : range->bytes;
 }
 
 void

@@ -19,7 +19,11 @@ void hm_memory_delete(struct hm_range *range);
 /* The piece of a slab: address, or 0 when there is no memory. */
 struct hm_slab;
 uint64_t hm_slab_take(struct hm_context *ctx, uint64_t bytes, struct hm_slab **slab);
+uint64_t hm_slab_address(const struct hm_slab *slab);
 void hm_slab_give(struct hm_slab *slab, uint64_t address, uint64_t bytes);
+
+/* The blocks a range lies in, which is what other processes can be given. */
+void hm_memory_blocks(const struct hm_range *range, uint64_t *address, uint64_t *bytes);
 
 /* Makes a managed allocation resident, if the card has room: first touch by the device. */
 void hm_managed_touch(uint64_t address);

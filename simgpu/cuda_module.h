@@ -33,3 +33,5 @@ size_t hm_module_function_count(const struct hm_module *module);
 
 /* A kernel is a name in a library; its function in a context comes with the module loaded there. */
 CUresult hm_kernel_function(CUkernel handle, struct hm_context *ctx, struct hm_function **function);
+/* What is known of a kernel without loading it anywhere; NULL for a wrong handle. */
+struct hm_function *hm_kernel_said(CUkernel handle);

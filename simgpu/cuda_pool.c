@@ -4,6 +4,7 @@
 
 #include "cuda_handle.h"
 #include "cuda_memory.h"
+#include "cuda_space.h"
 
 #define STEP_BYTES (32 * HM_MIB)
 #define PIECE_BYTES 512

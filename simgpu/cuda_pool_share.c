@@ -1,13 +1,11 @@
 #include "cuda_pool.h"
+#include "cuda_space.h"
 
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/*
- * Pools and pool memory of another process: the descriptor holds a description, the importer gets
- * addresses of its own without data, and the exporter pays.
- */
+/* Pools and pool memory of another process, which pays: the descriptor holds a description. */
 struct shared_pool {
     uint64_t magic;
     uint32_t card;
@@ -17,6 +15,7 @@ struct shared_pointer {
     uint64_t magic;
     uint64_t bytes;
     uint64_t offset;
+    struct hm_space_share share;
 };
 
 #define POOL_MAGIC 0x6c6f6f706d6973ull
@@ -78,6 +77,7 @@ cuMemPoolExportPointer(CUmemPoolPtrExportData *data, CUdeviceptr address)
         return CUDA_ERROR_INVALID_VALUE;
     made.bytes = range->bytes;
     made.offset = address - range->address;
+    made.share = hm_space_share(range->address, range->bytes);
     memset(data, 0, sizeof(*data));
     memcpy(data, &made, sizeof(made));
     return CUDA_SUCCESS;
@@ -98,7 +98,7 @@ cuMemPoolImportPointer(CUdeviceptr *address, CUmemoryPool handle, CUmemPoolPtrEx
         return CUDA_ERROR_INVALID_VALUE;
     range.card = pool->card;
     range.bytes = given.bytes;
-    range.address = hm_space_take(0, given.bytes, true);
+    range.address = hm_space_join(&given.share);
     if (range.address == 0)
         return CUDA_ERROR_OUT_OF_MEMORY;
     hm_range_add(&range);

@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 static struct hm_range **ranges; /* sorted by address */
 static size_t range_count;
@@ -85,29 +84,4 @@ hm_range_of(const struct hm_context *ctx)
             return ranges[i - 1];
     }
     return NULL;
-}
-
-uint64_t
-hm_space_take(uint64_t hint, uint64_t bytes, bool accessible)
-{
-    int protection = accessible ? PROT_READ | PROT_WRITE : PROT_NONE;
-    uint64_t whole = hm_round_up(bytes, HM_BLOCK_BYTES);
-    void *map = mmap((void *)hint, whole + HM_BLOCK_BYTES, protection,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    uint64_t start = (uint64_t)map;
-    uint64_t address = hm_round_up(start, HM_BLOCK_BYTES);
-
-    if (map == MAP_FAILED)
-        return 0;
-    if (address > start)
-        munmap(map, address - start);
-    if (start + HM_BLOCK_BYTES > address)
-        munmap((void *)(address + whole), start + HM_BLOCK_BYTES - address);
-    return address;
-}
-
-void
-hm_space_give(uint64_t address, uint64_t bytes)
-{
-    munmap((void *)address, hm_round_up(bytes, HM_BLOCK_BYTES));
 }

@@ -53,8 +53,3 @@ hm_range_usable(const struct hm_range *range)
 {
     return range->kind != HM_MEMORY_MAPPED || range->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
 }
-
-/* Address space in whole blocks, readable and writable or not; 0 when the host has none. `hint` may
- * be 0. */
-uint64_t hm_space_take(uint64_t hint, uint64_t bytes, bool accessible);
-void hm_space_give(uint64_t address, uint64_t bytes);

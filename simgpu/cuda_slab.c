@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "cuda_context.h"
+#include "cuda_space.h"
 
 #define GRANULES (HM_BLOCK_BYTES / HM_SLAB_GRANULE)
 
@@ -87,6 +88,12 @@ hm_slab_take(struct hm_context *ctx, uint64_t bytes, struct hm_slab **slab)
         return 0;
     mark(*slab, first, count, true);
     return (*slab)->address + first * HM_SLAB_GRANULE;
+}
+
+uint64_t
+hm_slab_address(const struct hm_slab *slab)
+{
+    return slab->address;
 }
 
 void

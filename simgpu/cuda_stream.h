@@ -83,6 +83,7 @@ struct hm_stream {
     struct hm_stream *next_waiting;
     struct hm_op *first;
     struct hm_op *last;
+    CUstreamAttrValue attributes[16];
     struct hm_capture *capture;
     struct hm_node **tail; /* while capturing: what the next operation depends on */
     size_t tail_count;

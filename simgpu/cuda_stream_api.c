@@ -2,6 +2,9 @@
 #include "cuda_handle.h"
 #include "cuda_pool.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #define PRIORITY_HIGHEST (-5)
 
 HM_EXPORT CUresult
@@ -153,55 +156,6 @@ cuStreamGetDevice(CUstream handle, CUdevice *device)
     return CUDA_SUCCESS;
 }
 
-static CUresult
-add_value(const struct hm_call *call, CUstream handle, const struct hm_op *op)
-{
-    struct hm_stream *stream;
-    CUresult result = hm_stream_find(call, handle, &stream);
-
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (op->value.address == 0 || op->value.address % (op->value.wide ? 8 : 4) != 0)
-        return CUDA_ERROR_INVALID_VALUE;
-    return hm_stream_add(stream, op, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP);
-}
-
-HM_EXPORT CUresult
-cuStreamWriteValue32_v2(CUstream handle, CUdeviceptr address, cuuint32_t value, unsigned int flags)
-{
-    HM_ENTER(HM_CURRENT);
-    struct hm_op op = {.kind = HM_OP_WRITE_VALUE, .value = {address, value, flags, false}};
-
-    return add_value(&call, handle, &op);
-}
-
-HM_EXPORT CUresult
-cuStreamWriteValue64_v2(CUstream handle, CUdeviceptr address, cuuint64_t value, unsigned int flags)
-{
-    HM_ENTER(HM_CURRENT);
-    struct hm_op op = {.kind = HM_OP_WRITE_VALUE, .value = {address, value, flags, true}};
-
-    return add_value(&call, handle, &op);
-}
-
-HM_EXPORT CUresult
-cuStreamWaitValue32_v2(CUstream handle, CUdeviceptr address, cuuint32_t value, unsigned int flags)
-{
-    HM_ENTER(HM_CURRENT);
-    struct hm_op op = {.kind = HM_OP_WAIT_VALUE, .value = {address, value, flags, false}};
-
-    return add_value(&call, handle, &op);
-}
-
-HM_EXPORT CUresult
-cuStreamWaitValue64_v2(CUstream handle, CUdeviceptr address, cuuint64_t value, unsigned int flags)
-{
-    HM_ENTER(HM_CURRENT);
-    struct hm_op op = {.kind = HM_OP_WAIT_VALUE, .value = {address, value, flags, true}};
-
-    return add_value(&call, handle, &op);
-}
-
 HM_EXPORT CUresult
 cuLaunchHostFunc(CUstream handle, CUhostFn function, void *data)
 {
@@ -215,4 +169,94 @@ cuLaunchHostFunc(CUstream handle, CUhostFn function, void *data)
     if (function == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     return hm_stream_add(stream, &op, CU_GRAPH_NODE_TYPE_HOST);
+}
+
+/* A callback is a host function that is told the stream and its state. */
+struct callback {
+    CUstreamCallback function;
+    CUstream stream;
+    void *data;
+};
+
+static void
+call_back(void *data)
+{
+    struct callback callback = *(struct callback *)data;
+
+    free(data);
+    callback.function(callback.stream, CUDA_SUCCESS, callback.data);
+}
+
+HM_EXPORT CUresult
+cuStreamAddCallback(CUstream handle, CUstreamCallback function, void *data, unsigned int flags)
+{
+    HM_ENTER(HM_CURRENT);
+    struct hm_op op = {.kind = HM_OP_HOST, .host = {.function = call_back}};
+    struct callback *callback;
+    struct hm_stream *stream;
+    CUresult result = hm_stream_find(&call, handle, &stream);
+
+    if (result == CUDA_SUCCESS && (function == NULL || flags != 0))
+        result = CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        result = hm_capture_refuse(stream);
+    if (result != CUDA_SUCCESS)
+        return result;
+    callback = hm_allocate(sizeof(*callback));
+    *callback = (struct callback){.function = function, .stream = handle, .data = data};
+    op.host.data = callback;
+    hm_stream_submit(stream, &op);
+    return CUDA_SUCCESS;
+}
+
+static bool
+attribute_known(CUstreamAttrID name)
+{
+    return name > 0 && (size_t)name < HM_COUNT(((struct hm_stream *)NULL)->attributes);
+}
+
+/* Attributes are kept, without effect. */
+HM_EXPORT CUresult
+cuStreamSetAttribute(CUstream handle, CUstreamAttrID name, const CUstreamAttrValue *value)
+{
+    HM_ENTER(HM_CURRENT);
+    struct hm_stream *stream;
+    CUresult result = hm_stream_find(&call, handle, &stream);
+
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (value == NULL || !attribute_known(name))
+        return CUDA_ERROR_INVALID_VALUE;
+    stream->attributes[name] = *value;
+    return CUDA_SUCCESS;
+}
+
+HM_EXPORT CUresult
+cuStreamGetAttribute(CUstream handle, CUstreamAttrID name, CUstreamAttrValue *value)
+{
+    HM_ENTER(HM_CURRENT);
+    struct hm_stream *stream;
+    CUresult result = hm_stream_find(&call, handle, &stream);
+
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (value == NULL || !attribute_known(name))
+        return CUDA_ERROR_INVALID_VALUE;
+    *value = stream->attributes[name];
+    return CUDA_SUCCESS;
+}
+
+HM_EXPORT CUresult
+cuStreamCopyAttributes(CUstream to_handle, CUstream from_handle)
+{
+    HM_ENTER(HM_CURRENT);
+    struct hm_stream *to;
+    struct hm_stream *from;
+    CUresult result = hm_stream_find(&call, to_handle, &to);
+
+    if (result == CUDA_SUCCESS)
+        result = hm_stream_find(&call, from_handle, &from);
+    if (result == CUDA_SUCCESS)
+        memcpy(to->attributes, from->attributes, sizeof(to->attributes));
+    return result;
 }

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "cuda_memory.h"
+#include "cuda_space.h"
 
 struct reservation {
     uint64_t address;

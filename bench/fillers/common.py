@@ -80,7 +80,7 @@ def fill(filler: Filler, limit: int, hold_s: float, result: dict[str, Any]) -> N
 
     result["obtained_bytes"], result["oom"], result["refusals"] = _take_all(filler, pieces, limit)
     result["limit_reached"] = result["oom"] is None
-    result["evidence"] = filler.evidence()
+    result["evidence"] = _evidence(filler)
     phases["filled"] = time.monotonic_ns()
     time.sleep(hold_s)
     result["kernels"] += _run_kernels(filler, kernels, "full")
@@ -96,6 +96,13 @@ def fill(filler: Filler, limit: int, hold_s: float, result: dict[str, Any]) -> N
     result["again"] = _again(filler)
     time.sleep(hold_s)
     phases["end"] = time.monotonic_ns()
+
+
+def _evidence(filler: Filler) -> dict[str, Any]:
+    try:
+        return filler.evidence()
+    except Exception as error:
+        return {"not_available": repr(error)}
 
 
 def _take_all(filler: Filler, pieces: list[Any], limit: int) -> tuple[int, Any, list[Any]]:

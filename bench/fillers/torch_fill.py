@@ -59,10 +59,11 @@ class Torch(Filler):
         return isinstance(error, torch.OutOfMemoryError)
 
     def evidence(self) -> dict[str, Any]:
-        segments = torch.cuda.memory_snapshot()
+        backend = torch.cuda.get_allocator_backend()
+        segments = torch.cuda.memory_snapshot() if backend == "native" else []  # the other has no snapshot
         return {
             "torch": torch.__version__,
-            "backend": torch.cuda.get_allocator_backend(),
+            "backend": backend,
             "expandable": any(segment.get("is_expandable") for segment in segments),
             "reserved_bytes": torch.cuda.memory_reserved(),
             "mem_get_info": list(torch.cuda.mem_get_info()),

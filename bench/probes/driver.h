@@ -104,6 +104,12 @@
     X(cuGraphExecDestroy)             \
     X(cuGraphLaunch)
 
+/*
+ * What cuGetProcAddress is asked for. 13.0 adds a second cuCtxSynchronize under the same name, which
+ * cuda.h's macros do not mean.
+ */
+#define HM_VERSION 12080
+
 #define HM_TEXT2(name) #name
 #define HM_TEXT(name) HM_TEXT2(name)
 
@@ -165,9 +171,9 @@ hm_load(void)
 #else
 #define HM_MODE CU_GET_PROC_ADDRESS_LEGACY_STREAM
 #endif
-#define HM_ASK(name)                                                        \
-    entry = NULL;                                                           \
-    if (lookup(#name, &entry, CUDA_VERSION, HM_MODE, NULL) == CUDA_SUCCESS) \
+#define HM_ASK(name)                                                      \
+    entry = NULL;                                                         \
+    if (lookup(#name, &entry, HM_VERSION, HM_MODE, NULL) == CUDA_SUCCESS) \
         *(void **)&cu.name = entry;
         HM_ENTRIES(HM_ASK)
 #undef HM_ASK

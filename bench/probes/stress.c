@@ -2,16 +2,13 @@
  * Many processes and threads at the cap: stress FILE PROCESSES THREADS SECONDS [SEED [KIND]].
  * Starts the workers, waits, and prints one JSON object. FILE (zeros, one page or more) is shared
  * with whoever measures from outside: it waits for `ready` to reach PROCESSES, reads the overhead
- * from NVML, writes `limit_bytes` and then 1 to `go`; once `finished` has reached PROCESSES and
- * everything is free again, it may look again and writes 2 to `go`.
+ * from NVML, writes `limit_bytes` (cap - overhead - 64 MiB) and then 1 to `go`; once `finished` has
+ * reached PROCESSES and everything is free again, it may look again and writes 2 to `go`.
  *
- * The oracle. Two sums over all threads: `upper` counts a request from before its call until after
- * its free returned, `live` from after its call until before its free. What any correct ledger
- * holds lies between them. So `live` above the cap's room is a breach; and a refusal is wrong if
- * `upper`, the refused request included, stayed within `limit_bytes` (cap - overhead - 64 MiB)
- * during the whole call: whoever raises `upper` raises the window of every call under way. KIND
- * malloc (default) asks in whole 2 MiB blocks, so a request is what the card gives. KIND mixed adds
- * pools, whose unused rest belongs to no request: then refusals are counted but not judged.
+ * `live` counts a block from after its allocation returned until before its free, so the tenant
+ * holds at least that much: above the cap it is a breach. Refusals are judged by refusals.h; for
+ * that, requests are whole 2 MiB blocks, so that what is asked is what the card gives. KIND malloc
+ * (default) is judged; KIND mixed adds pools, whose unused rest belongs to no request, and is not.
  */
 #include "driver.h"
 
@@ -23,24 +20,22 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "refusals.h"
+
 #define MIB (1024ull * 1024)
 #define BLOCK (2 * MIB)
 #define MAX_SLOTS 64
 #define MAX_HELD 256
-#define MAX_BLOCKS 64 /* of one request: 128 MiB */
-#define WRONG_KEPT 32
+#define MAX_BLOCKS 64         /* of one request: 128 MiB */
+#define CLOSE_BLOCKS 32       /* 64 MiB */
+#define MAX_EVENTS (1u << 17) /* of one thread */
 
-struct wrong {
-    uint64_t asked, window, limit;
-};
-
+/* One writer: the slot's thread. */
 struct slot {
-    _Atomic uint64_t window; /* highest `upper` seen during the call under way */
-    _Atomic uint32_t active;
-    uint32_t unused;
-    /* The rest has one writer, the slot's thread. */
-    uint64_t allocations, frees, refusals, wrong, errors, last_error;
+    uint64_t allocations, frees, refusals, errors, last_error;
     uint64_t worst_alloc_ns, worst_refusal_ns, worst_free_ns;
+    uint64_t event_count, not_logged;
+    struct event events[MAX_EVENTS];
 };
 
 struct shared {
@@ -49,15 +44,14 @@ struct shared {
     _Atomic uint64_t ready;
     _Atomic uint64_t go;
     _Atomic uint64_t finished;
-    _Atomic uint64_t upper, live, live_max;
-    _Atomic uint64_t wrong_count;
-    struct wrong wrong[WRONG_KEPT];
+    _Atomic uint64_t live, live_max;
     struct slot slots[MAX_SLOTS];
 };
 
 struct held {
     CUdeviceptr ptr;
     uint64_t bytes;
+    struct event *event; /* NULL where it is not logged */
     bool pooled;
 };
 
@@ -84,6 +78,12 @@ raise_to(_Atomic uint64_t *value, uint64_t candidate)
 }
 
 static uint64_t
+larger(uint64_t one, uint64_t other)
+{
+    return one > other ? one : other;
+}
+
+static uint64_t
 next_random(uint64_t *state)
 {
     *state ^= *state << 13;
@@ -92,75 +92,53 @@ next_random(uint64_t *state)
     return *state;
 }
 
-/*
- * Counts a request as under way. All operations are sequentially consistent: the argument above
- * rests on it.
- */
-static void
-window_open(struct slot *slot, uint64_t bytes)
+/* The next entry of the log, NULL where it is full or nothing is judged yet. */
+static struct event *
+log_start(struct slot *slot, uint64_t bytes)
 {
-    uint64_t now;
+    struct event *event;
 
-    atomic_store(&slot->window, 0);
-    atomic_store(&slot->active, 1);
-    now = atomic_fetch_add(&shared->upper, bytes) + bytes;
-    for (int i = 0; i < slot_count; i++) {
-        if (atomic_load(&shared->slots[i].active))
-            raise_to(&shared->slots[i].window, now);
+    if (atomic_load(&shared->go) == 0)
+        return NULL;
+    if (slot->event_count == MAX_EVENTS) {
+        slot->not_logged++;
+        return NULL;
     }
-}
-
-static uint64_t
-window_close(struct slot *slot)
-{
-    atomic_store(&slot->active, 0);
-    return atomic_load(&slot->window);
+    event = &slot->events[slot->event_count++];
+    event->blocks = (uint32_t)(bytes / BLOCK);
+    event->start_ns = hm_now_ns();
+    return event;
 }
 
 static void
-note_refusal(struct slot *slot, uint64_t asked, uint64_t window)
+log_end(struct event *event, bool granted)
 {
-    uint64_t limit = atomic_load(&shared->limit_bytes), at;
-
-    slot->refusals++;
-    if (window > limit)
+    if (event == NULL)
         return;
-    slot->wrong++;
-    at = atomic_fetch_add(&shared->wrong_count, 1);
-    if (at < WRONG_KEPT)
-        shared->wrong[at] = (struct wrong){asked, window, limit};
-}
-
-static void
-note_worst(uint64_t *worst, uint64_t start_ns)
-{
-    uint64_t took = hm_now_ns() - start_ns;
-
-    if (took > *worst)
-        *worst = took;
+    event->granted = granted;
+    event->end_ns = hm_now_ns();
 }
 
 /* False: refused, or failed. */
 static bool
 allocate(struct slot *slot, struct held *held, CUstream stream)
 {
-    uint64_t start = hm_now_ns(), window;
+    uint64_t start_ns = hm_now_ns();
     CUresult code;
 
-    window_open(slot, held->bytes);
+    held->event = log_start(slot, held->bytes);
     code = held->pooled ? cu.cuMemAllocAsync(&held->ptr, held->bytes, stream)
                         : cu.cuMemAlloc(&held->ptr, held->bytes);
-    window = window_close(slot);
     if (code == CUDA_SUCCESS) {
         raise_to(&shared->live_max, atomic_fetch_add(&shared->live, held->bytes) + held->bytes);
         slot->allocations++;
-        note_worst(&slot->worst_alloc_ns, start);
+        slot->worst_alloc_ns = larger(slot->worst_alloc_ns, hm_now_ns() - start_ns);
         return true;
     }
-    atomic_fetch_sub(&shared->upper, held->bytes);
+    log_end(held->event, false);
     if (code == CUDA_ERROR_OUT_OF_MEMORY) {
-        note_refusal(slot, held->bytes, window);
-        note_worst(&slot->worst_refusal_ns, start);
+        slot->refusals++;
+        slot->worst_refusal_ns = larger(slot->worst_refusal_ns, hm_now_ns() - start_ns);
     } else {
         slot->errors++;
         slot->last_error = code;
@@ -171,16 +149,16 @@ allocate(struct slot *slot, struct held *held, CUstream stream)
 static void
 release(struct slot *slot, const struct held *held, CUstream stream)
 {
-    uint64_t start = hm_now_ns();
+    uint64_t start_ns = hm_now_ns();
     CUresult code;
 
     atomic_fetch_sub(&shared->live, held->bytes);
     code = held->pooled ? cu.cuMemFreeAsync(held->ptr, stream) : cu.cuMemFree(held->ptr);
     if (held->pooled && code == CUDA_SUCCESS)
         code = cu.cuStreamSynchronize(stream);
-    atomic_fetch_sub(&shared->upper, held->bytes);
+    log_end(held->event, true);
     slot->frees++;
-    note_worst(&slot->worst_free_ns, start);
+    slot->worst_free_ns = larger(slot->worst_free_ns, hm_now_ns() - start_ns);
     if (code != CUDA_SUCCESS) {
         slot->errors++;
         slot->last_error = code;
@@ -194,7 +172,6 @@ work(void *argument)
     struct worker *worker = argument;
     struct slot *slot = &shared->slots[worker->index];
     struct held held[MAX_HELD];
-    CUstream stream = worker->stream;
     int count = 0;
 
     CHECK(cu.cuCtxSetCurrent(worker->context));
@@ -203,7 +180,7 @@ work(void *argument)
 
         next->bytes = (next_random(&worker->random) % MAX_BLOCKS + 1) * BLOCK;
         next->pooled = worker->pooled;
-        if (count < MAX_HELD - 1 && allocate(slot, next, stream)) {
+        if (count < MAX_HELD - 1 && allocate(slot, next, worker->stream)) {
             count++;
             if (next_random(&worker->random) % 4 != 0)
                 continue;
@@ -211,12 +188,12 @@ work(void *argument)
         for (int give = (int)(next_random(&worker->random) % 4); give > 0 && count > 0; give--) {
             int which = (int)(next_random(&worker->random) % (unsigned)count);
 
-            release(slot, &held[which], stream);
+            release(slot, &held[which], worker->stream);
             held[which] = held[--count];
         }
     }
     while (count > 0)
-        release(slot, &held[--count], stream);
+        release(slot, &held[--count], worker->stream);
     return NULL;
 }
 
@@ -233,13 +210,13 @@ map_file(const char *path)
     close(fd);
 }
 
-static int
-run_worker(int process, int threads, double seconds, uint64_t seed, bool mixed)
+/* What a first allocation and streams load belongs to the overhead, which is measured at `ready`. */
+static void
+prepare(struct worker *workers, int process, int threads, uint64_t seed, bool mixed)
 {
-    struct worker workers[MAX_SLOTS] = {0};
+    struct held warm = {.bytes = BLOCK};
     CUdevice device;
     CUcontext context = hm_start(&device);
-    struct held warm = {.bytes = BLOCK};
 
     for (int i = 0; i < threads; i++) {
         workers[i].index = process * threads + i;
@@ -248,12 +225,21 @@ run_worker(int process, int threads, double seconds, uint64_t seed, bool mixed)
         workers[i].context = context;
         CHECK(cu.cuStreamCreate(&workers[i].stream, CU_STREAM_NON_BLOCKING));
     }
-    /* What a first allocation loads belongs to the overhead. */
-    for (int pooled = 0; pooled <= mixed; pooled++) {
-        warm.pooled = pooled;
-        if (allocate(&shared->slots[process * threads], &warm, workers[0].stream))
-            release(&shared->slots[process * threads], &warm, workers[0].stream);
+    for (int pooled = 0; pooled <= (int)mixed; pooled++) {
+        struct slot *slot = &shared->slots[workers[0].index];
+
+        warm.pooled = pooled != 0;
+        if (allocate(slot, &warm, workers[0].stream))
+            release(slot, &warm, workers[0].stream);
     }
+}
+
+static int
+run_worker(int process, int threads, double seconds, uint64_t seed, bool mixed)
+{
+    struct worker workers[MAX_SLOTS] = {0};
+
+    prepare(workers, process, threads, seed, mixed);
     atomic_fetch_add(&shared->ready, 1);
     while (atomic_load(&shared->go) == 0)
         hm_sleep_ms(1);
@@ -265,49 +251,89 @@ run_worker(int process, int threads, double seconds, uint64_t seed, bool mixed)
     for (int i = 0; i < threads; i++)
         pthread_join(workers[i].thread, NULL);
     atomic_fetch_add(&shared->finished, 1);
-    for (int waited_ms = 0; atomic_load(&shared->go) < 2 && waited_ms < 5000; waited_ms++)
+    for (int waited_ms = 0; atomic_load(&shared->go) < 2 && waited_ms < 30000; waited_ms++)
         hm_sleep_ms(1);
     return 0;
 }
 
 static void
+judge(struct refusals *found)
+{
+    uint64_t limit_blocks = atomic_load(&shared->limit_bytes) / BLOCK;
+    struct history history = {0};
+    size_t events = 0;
+
+    for (int i = 0; i < slot_count; i++)
+        events += shared->slots[i].event_count;
+    history.changes = calloc(2 * events + 1, sizeof *history.changes);
+    history.tree = calloc(4 * events + 2, sizeof *history.tree);
+    if (history.changes == NULL || history.tree == NULL)
+        hm_die("no memory to judge %zu calls", events);
+    for (int i = 0; i < slot_count; i++) {
+        for (size_t k = 0; k < shared->slots[i].event_count; k++)
+            history_add(&history, &shared->slots[i].events[k]);
+    }
+    history_close(&history);
+    for (int i = 0; i < slot_count; i++) {
+        for (size_t k = 0; k < shared->slots[i].event_count; k++)
+            refusal_judge(found, &history, &shared->slots[i].events[k], limit_blocks, CLOSE_BLOCKS);
+    }
+    free(history.changes);
+    free(history.tree);
+}
+
+static void
+print_count(const char *name, uint64_t value)
+{
+    printf("\"%s\": %llu, ", name, (unsigned long long)value);
+}
+
+static void
 print_result(int failed)
 {
-    struct slot sum = {0};
-    uint64_t kept = atomic_load(&shared->wrong_count);
+    uint64_t allocations = 0, frees = 0, refused = 0, errors = 0, last_error = 0, not_logged = 0;
+    uint64_t worst_alloc_ns = 0, worst_refusal_ns = 0, worst_free_ns = 0;
+    struct refusals found = {0};
 
     for (int i = 0; i < slot_count; i++) {
         const struct slot *slot = &shared->slots[i];
 
-        sum.allocations += slot->allocations;
-        sum.frees += slot->frees;
-        sum.refusals += slot->refusals;
-        sum.wrong += slot->wrong;
-        sum.errors += slot->errors;
-        sum.last_error = slot->errors != 0 ? slot->last_error : sum.last_error;
-        raise_to((_Atomic uint64_t *)&sum.worst_alloc_ns, slot->worst_alloc_ns);
-        raise_to((_Atomic uint64_t *)&sum.worst_refusal_ns, slot->worst_refusal_ns);
-        raise_to((_Atomic uint64_t *)&sum.worst_free_ns, slot->worst_free_ns);
+        allocations += slot->allocations;
+        frees += slot->frees;
+        refused += slot->refusals;
+        errors += slot->errors;
+        last_error = slot->errors != 0 ? slot->last_error : last_error;
+        not_logged += slot->not_logged;
+        worst_alloc_ns = larger(worst_alloc_ns, slot->worst_alloc_ns);
+        worst_refusal_ns = larger(worst_refusal_ns, slot->worst_refusal_ns);
+        worst_free_ns = larger(worst_free_ns, slot->worst_free_ns);
     }
-    printf("HMRESULT {\"failed_processes\": %d, \"allocations\": %llu, \"frees\": %llu, "
-           "\"refusals\": %llu, ",
-           failed, (unsigned long long)sum.allocations, (unsigned long long)sum.frees,
-           (unsigned long long)sum.refusals);
-    printf("\"wrong_refusals\": %llu, \"errors\": %llu, \"last_error\": %llu, ",
-           (unsigned long long)sum.wrong, (unsigned long long)sum.errors,
-           (unsigned long long)sum.last_error);
-    printf("\"live_max_bytes\": %llu, \"live_end_bytes\": %llu, ",
-           (unsigned long long)shared->live_max, (unsigned long long)shared->live);
-    printf("\"worst_alloc_ns\": %llu, \"worst_refusal_ns\": %llu, \"worst_free_ns\": %llu, "
-           "\"wrong\": [",
-           (unsigned long long)sum.worst_alloc_ns, (unsigned long long)sum.worst_refusal_ns,
-           (unsigned long long)sum.worst_free_ns);
-    for (uint64_t i = 0; i < kept && i < WRONG_KEPT; i++) {
-        const struct wrong *wrong = &shared->wrong[i];
+    judge(&found);
+    printf("HMRESULT {");
+    print_count("failed_processes", (uint64_t)failed);
+    print_count("allocations", allocations);
+    print_count("frees", frees);
+    print_count("refusals", refused);
+    print_count("judged_refusals", found.judged);
+    print_count("close_refusals", found.close);
+    print_count("wrong_refusals", found.count);
+    print_count("not_logged", not_logged);
+    print_count("errors", errors);
+    print_count("last_error", last_error);
+    print_count("live_max_bytes", atomic_load(&shared->live_max));
+    print_count("live_end_bytes", atomic_load(&shared->live));
+    print_count("worst_alloc_ns", worst_alloc_ns);
+    print_count("worst_refusal_ns", worst_refusal_ns);
+    print_count("worst_free_ns", worst_free_ns);
+    print_count("limit_bytes", atomic_load(&shared->limit_bytes));
+    printf("\"wrong\": [");
+    for (uint64_t i = 0; i < found.count && i < REFUSALS_KEPT; i++) {
+        const struct wrong *wrong = &found.kept[i];
 
-        printf("%s{\"asked_bytes\": %llu, \"window_bytes\": %llu, \"limit_bytes\": %llu}",
-               i == 0 ? "" : ", ", (unsigned long long)wrong->asked,
-               (unsigned long long)wrong->window, (unsigned long long)wrong->limit);
+        printf("%s{\"asked_bytes\": %llu, \"held_bytes\": %llu, \"call_ns\": %llu}",
+               i == 0 ? "" : ", ", (unsigned long long)(wrong->asked_blocks * BLOCK),
+               (unsigned long long)(wrong->held_blocks * BLOCK),
+               (unsigned long long)wrong->call_ns);
     }
     printf("]}\n");
 }

@@ -15,6 +15,8 @@ from bench.process import Ended, run
 from tests.gpu.table import PROGRAMS, Entry
 
 MEM = "16GiB"
+GRACE_S = 40.0
+"""How long a program that was started in time may go on when the time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ def compare(setup: Setup, entry: Entry) -> Outcome:
     """Run one program natively, then in a tenant, and where they differ natively once more."""
     command = entry.command(setup.programs)
     env = environment(setup, {"PYTHONHASHSEED": "0", **entry.env})
-    native = run(command, env, entry.timeout_s)
+    timeout_s = min(entry.timeout_s, setup.left_s() + GRACE_S)
+    native = run(command, env, timeout_s)
     expected = digest(native)
     if native.status == NOT_AVAILABLE:
         reason = str((native.result() or {}).get("not_available", native.why()))
@@ -70,12 +73,12 @@ def compare(setup: Setup, entry: Entry) -> Outcome:
     if entry.all_cards:
         at = argv.index("--gpu")
         del argv[at : at + 2]
-    tenant = run(argv, env, entry.timeout_s)
+    tenant = run(argv, env, min(entry.timeout_s, setup.left_s() + GRACE_S))
     if digest(tenant) == expected:
         return Outcome(entry, "pass", "same output", native, tenant)
     if digest(tenant) is None:
         return Outcome(entry, "fail", f"fails in a tenant: {tenant.why()}", native, tenant)
-    if digest(run(command, env, entry.timeout_s)) != expected:
+    if digest(run(command, env, timeout_s)) != expected:
         return Outcome(entry, "not resolved", "prints something else natively too", native, tenant)
     return Outcome(entry, "fail", _difference(results(native), results(tenant)), native, tenant)
 

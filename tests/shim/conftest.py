@@ -6,9 +6,13 @@ another folder with libhamirt.so and sim/.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +30,12 @@ MIB = 1 << 20
 CARD_BYTES = 81559 * MIB
 TIMEOUT_S = 60
 SANITIZER = os.environ.get("HAMIRT_SANITIZE", "")
+
+# The shim holds more locks at a fork than the deadlock detector can count.
+SANITIZER_OPTIONS = {
+    "address": {"ASAN_OPTIONS": "exitcode=77:detect_leaks=0:detect_stack_use_after_return=1"},
+    "thread": {"TSAN_OPTIONS": "exitcode=77:detect_deadlocks=0"},
+}
 
 # A run must not inherit a tenant, a driver's settings or a preload from whoever runs the tests.
 _FOREIGN = ("HAMIRT_", "CUDA_", "LD_", "GPU_CORE", "NVIDIA_", "ASAN_", "TSAN_")
@@ -124,8 +134,7 @@ class Node:
         libraries = [*sanitizer_runtime(), *libraries]
         if libraries:
             env["LD_PRELOAD"] = ":".join(map(str, libraries))
-        if SANITIZER == "address":
-            env["ASAN_OPTIONS"] = "detect_leaks=0"
+        env |= SANITIZER_OPTIONS.get(SANITIZER, {})
         if tenant is not None:
             env["HAMIRT_TENANT_DIR"] = str(tenant.folder)
         return env | dict(extra or {})
@@ -180,13 +189,24 @@ class Node:
                     pipe.close()
 
 
-def sanitizer_runtime() -> list[Path]:
-    """Return the sanitizer's own library, which has to be preloaded in front of an instrumented shim."""
-    if not SANITIZER:
-        return []
-    name = {"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}[SANITIZER]
+@functools.cache
+def sanitizer_runtime(sanitizer: str = SANITIZER) -> tuple[Path, ...]:
+    """Return what has to be preloaded in front of a shim that is instrumented for a sanitizer: its own library, and
+    programs/hostile_early.c, which says why.
+    """
+    if not sanitizer:
+        return ()
+    name = {"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}[sanitizer]
     found = subprocess.run(["cc", f"-print-file-name={name}"], check=True, capture_output=True, text=True, timeout=60)
-    return [Path(found.stdout.strip()).resolve()]
+    runtime = Path(found.stdout.strip())
+    if not runtime.is_absolute():
+        pytest.skip(f"the compiler has no {name}")
+    early = Path(tempfile.mkdtemp(prefix="hamirt-test-")) / "early.so"
+    source = PROGRAMS / "hostile_early.c"
+    command = ["cc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", "-o", str(early), str(source)]
+    subprocess.run(command, check=True, timeout=60)
+    atexit.register(shutil.rmtree, early.parent, ignore_errors=True)
+    return (runtime.resolve(), early)
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +231,7 @@ def build(native: Native, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def compile_program(source: str | Path, *flags: str, shared: bool = False, driver: bool = True) -> Path:
         path = source if isinstance(source, Path) else PROGRAMS / f"{source}.c"
-        key = (path, str(shared), str(driver), *flags)
+        key: tuple[str | Path, ...] = (path, str(shared), str(driver), *flags)
         if key not in built:
             out = folder / f"{len(built)}-{path.stem}{'.so' if shared else ''}"
             command = ["cc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra"]

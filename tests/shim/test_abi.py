@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_an_entry_of_a_newer_header_has_to_be_decided() -> None:
     }
 
 
-def test_a_reason_out_of_the_list_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reason_out_of_the_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = tmp_path / "passed.txt"
     monkeypatch.setattr(entries, "PASSED", bad)
 

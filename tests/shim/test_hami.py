@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hamirt import region
-from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Node, card_uuid
+from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, TOP, Node, card_uuid
 from tests.shim.view import Shell
 
 GIB = 1024 * MIB
@@ -385,3 +385,26 @@ def test_without_nvml_the_limits_are_not_guessed(node: Node, plugin: dict[str, s
 
     assert answers == [str(NOT_READY)]
     assert "NVML does not list them (error 9)" in log
+
+
+@pytest.mark.root
+def test_without_a_cache_the_region_is_the_users_own(node: Node) -> None:
+    if os.geteuid() != 0 or TOP.is_relative_to("/tmp"):
+        pytest.skip("needs root, and a tree outside of /tmp")
+    own = 'mount -t tmpfs none /tmp && mkdir -m 700 /tmp/sim && exec env HAMIRT_ROOT=/tmp/sim "$@"'
+    questions = [
+        "[context(), total()]",
+        "[oct(os.stat(path).st_mode) for path in ('/tmp/hamirt-0', '/tmp/hamirt-0/standalone')]",
+        "os.listdir('/tmp/hamirt-0/standalone/ro')",
+    ]
+
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", own, "sh", *map(str, SHELL)],
+        input="\n".join(questions),
+        env=node.env(extra={"CUDA_DEVICE_MEMORY_LIMIT": "1g"}),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+    assert done.stdout.splitlines() == [f"[0, {GIB}]", '["0o40700", "0o40700"]', '["limits"]'], done.stderr

@@ -6,7 +6,6 @@ they have to answer the same.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,17 @@ import pytest
 
 from abi import entries
 from tests.shim.conftest import MIB, PROGRAMS, Build, Native, Node
-
-sys.path.insert(0, str(PROGRAMS))
-from passed_arguments import arguments
+from tests.shim.programs.passed_arguments import arguments
 
 STUBS = PROGRAMS / "passed_stubs.txt"
-# What it refuses for a reason of its own, by code.
-REFUSED: dict[str, int] = {}
-
+# What the simulated driver refuses, and what a card answers too where there is but one.
+REFUSED = {
+    "cuCtxEnablePeerAccess": 101,  # there is no peer
+    "cuCtxDisablePeerAccess": 705,
+    "cuGetExportTable": 500,  # no such table
+    "cuLinkAddFile": 301,  # no such file
+    "cuLinkAddFile_v2": 301,
+}
 CONTROL = "cuMemAlloc_v2"  # an entry that is hooked: the same look at the card has to see what it takes
 
 

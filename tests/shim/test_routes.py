@@ -73,13 +73,9 @@ class Routes:
         preload = [self.front, *([self.node.native.shim] if shim else []), self.behind]
         names = "\n".join([*NAMES, *(f"get {base}" for base in BASES)])
         env = self.node.env(tenant, preload=preload)
-        answers: Answers = {}
-        for command, text in (
-            ([self.program, self.local], names),
-            ([sys.executable, PROGRAMS / "route_ctypes.py"], "\n".join(NAMES)),
-        ):
-            answers |= self.read(speak(command, env, text))
-        return answers
+        in_c = speak([self.program, self.local], env, names)
+        in_python = speak([sys.executable, PROGRAMS / "route_ctypes.py"], env, "\n".join(NAMES))
+        return self.read(in_c + in_python)
 
     def read(self, lines: list[str]) -> Answers:
         answers: Answers = {}

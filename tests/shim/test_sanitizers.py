@@ -12,34 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.shim.conftest import MIB, SANITIZER, TOP, Build, Native, Node
+from tests.shim.conftest import MIB, SANITIZER, SANITIZER_OPTIONS, TOP, Build, Native, Node, sanitizer_runtime
 
 pytestmark = pytest.mark.skipif(bool(SANITIZER), reason="everything is instrumented already")
 
-RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
-OPTIONS = {
-    "address": {"ASAN_OPTIONS": "exitcode=77:detect_leaks=0:detect_stack_use_after_return=1"},
-    "thread": {"TSAN_OPTIONS": "exitcode=77:halt_on_error=0:second_deadlock_stack=1"},
-}
 ROUNDS = {"address": 60, "thread": 25}
 BUILD_TIMEOUT_S = 300
 
 
-def runtime(sanitizer: str) -> Path:
-    done = subprocess.run(
-        ["cc", f"-print-file-name={RUNTIME[sanitizer]}"], check=True, capture_output=True, text=True, timeout=60
-    )
-    found = Path(done.stdout.strip())
-    if not found.is_absolute():
-        pytest.skip(f"the compiler has no {RUNTIME[sanitizer]}")
-    return found.resolve()
-
-
-@pytest.fixture(params=list(RUNTIME))
+@pytest.fixture(params=list(ROUNDS))
 def instrumented(request: pytest.FixtureRequest) -> tuple[str, Native]:
     """The libraries as `make sanitize` builds them; kept in build/, since that takes a while."""
     sanitizer: str = request.param
-    runtime(sanitizer)
+    sanitizer_runtime(sanitizer)
     done = subprocess.run(
         [sys.executable, "-m", "hamirt._build"],
         cwd=TOP,
@@ -60,14 +45,14 @@ def command(sanitizer: str, *rest: str | Path) -> list[str | Path]:
 def test_no_report(instrumented: tuple[str, Native], build: Build, tmp_path: Path) -> None:
     sanitizer, native = instrumented
     node = Node(tmp_path / "root", native)
-    tenant = node.tenant(mem=1100 * MIB)
+    tenant = node.tenant(mem=800 * MIB)
     program = build("fork_mix")
 
     done = node.run(
         command(sanitizer, program, str(ROUNDS[sanitizer])),
         tenant,
-        preload=[runtime(sanitizer), native.shim],
-        extra=OPTIONS[sanitizer],
+        preload=[*sanitizer_runtime(sanitizer), native.shim],
+        extra=SANITIZER_OPTIONS[sanitizer],
         timeout=120,
         check=False,
     )
@@ -87,8 +72,8 @@ def test_a_fault_would_be_reported(instrumented: tuple[str, Native], build: Buil
 
     done = node.run(
         command(sanitizer, program),
-        preload=[runtime(sanitizer), library],
-        extra=OPTIONS[sanitizer],
+        preload=[*sanitizer_runtime(sanitizer), library],
+        extra=SANITIZER_OPTIONS[sanitizer],
         check=False,
     )
 

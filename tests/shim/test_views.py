@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -391,3 +392,22 @@ def test_without_a_tenant_everything_is_nvmls(node: Node, open_shell: Open) -> N
 
         assert shell("memory()")[0][0] == CARD_BYTES
         assert [pid for pid, _ in shell("processes()")[2]] == [neighbour.pid]
+
+
+def test_gpustat_and_nvitop_show_the_same(node: Node, open_shell: Open) -> None:
+    pytest.importorskip("gpustat")
+    pytest.importorskip("nvitop")
+    node.cards = 2
+    tenant = node.tenant(CAP, devices=(1,))
+    working(open_shell(), 2048, ordinal=1)
+    one = working(open_shell(tenant), 1024, tenant=tenant)
+    used = agreed(one)["used"] // MIB
+    nvitop = "d, = nvitop.Device.all(); print(d.memory_total(), d.memory_used() // 2**20, *d.processes())"
+
+    gpustat = json.loads(node.run([sys.executable, "-m", "gpustat", "--json"], tenant).stdout)
+    shown = node.run([sys.executable, "-c", f"import nvitop; {nvitop}"], tenant).stdout.split()
+
+    (card,) = gpustat["gpus"]
+    assert (card["uuid"], card["memory.total"], card["memory.used"]) == (card_uuid(1), CAP // MIB, used)
+    assert [(p["pid"], p["gpu_memory_usage"]) for p in card["processes"]] == [(one.pid, used)]
+    assert shown == [str(CAP), str(used), str(one.pid)]

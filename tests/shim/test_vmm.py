@@ -17,8 +17,8 @@ LIFETIMES = {
     "retained": 8,
     "retained-again": 8,
     "retained-gone": 0,
-    "several": 10,
-    "one-unmapped": 10,
+    "several": 6,
+    "one-unmapped": 6,
     "all-unmapped": 0,
 }
 

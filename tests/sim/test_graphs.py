@@ -5,7 +5,16 @@ from __future__ import annotations
 from ctypes import addressof, byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
 
 from tests.sim.conftest import Side, Sim
-from tests.sim.driver import CONTEXT_MIB, DEVICE_LOCATION, INVALID_VALUE, MIB, SUCCESS, AllocNodeParams, PoolProps
+from tests.sim.driver import (
+    CONTEXT_MIB,
+    DEVICE_LOCATION,
+    INVALID_VALUE,
+    MIB,
+    NOT_SUPPORTED,
+    SUCCESS,
+    AllocNodeParams,
+    PoolProps,
+)
 
 US = 1000
 USED, RESERVED = 0, 2
@@ -14,15 +23,13 @@ AUTO_FREE = 1
 
 
 class KernelParams:
-    """CUDA_KERNEL_NODE_PARAMS of one thread, as eleven words."""
+    """CUDA_KERNEL_NODE_PARAMS of one thread, as nine words."""
 
     def __init__(self, function: c_void_p, *values: object) -> None:
         self.values = values
         self.pointers = (c_void_p * max(len(values), 1))(*[addressof(value) for value in values])  # type: ignore[arg-type]
-        ones = 1 | 1 << 32
-        words = [function.value, ones, ones, ones, 0, addressof(self.pointers), 0, 0, 0]
-        words[4] = 0
-        self.words = (c_uint64 * 9)(*words)
+        ones = 1 | 1 << 32  # two dimensions in a word; shared memory and its padding are the fifth
+        self.words = (c_uint64 * 9)(function.value, ones, ones, ones, 0, addressof(self.pointers), 0, 0, 0)
 
 
 def instantiate(side: Side, graph: c_void_p, flags: int = 0) -> c_void_p:
@@ -163,3 +170,22 @@ def test_child_graphs_and_clones(sim: Sim) -> None:
         return [types(side, clone), side.cuda.read(target, 1)]
 
     assert sim.run(child) == [[CHILD], b"\x04"]
+
+
+def test_nodes_of_any_type(sim: Sim) -> None:
+    def generic(side: Side) -> list[object]:
+        side.cuda.context()
+        fill = side.cuda.function(side.cuda.module(), "hm_fill")
+        target, node = side.cuda.alloc(64), c_void_p()
+        graph = c_void_p(side.cuda.get(c_void_p, "cuGraphCreate", 0))
+        kernel = KernelParams(fill, target, c_uint(6), c_uint64(2))
+        params = (c_uint64 * 32)(KERNEL, 0, *kernel.words)
+        side.cuda("cuGraphAddNode", byref(node), graph, None, c_size_t(0), params)
+        side.cuda("cuGraphLaunch", instantiate(side, graph), None)
+        unknown = (c_uint64 * 32)(99)
+        return [
+            side.cuda.read(target, 3),
+            side.cuda.code("cuGraphAddNode", byref(node), graph, None, c_size_t(0), unknown),
+        ]
+
+    assert sim.run(generic) == [b"\x06\x06\x00", NOT_SUPPORTED]

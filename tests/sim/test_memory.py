@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import byref, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 
 from tests.sim.conftest import Side, Sim
-from tests.sim.driver import CONTEXT_MIB, ILLEGAL_ADDRESS, INVALID_VALUE, MIB, OUT_OF_MEMORY, SUCCESS
+from tests.sim.driver import CONTEXT_MIB, ILLEGAL_ADDRESS, INVALID_VALUE, MIB, OUT_OF_MEMORY, PTX, SUCCESS
 
 
 def used_by(side: Side, *sizes: int) -> int:
@@ -173,3 +173,19 @@ def test_reset_gives_everything_back(sim: Sim) -> None:
         return used
 
     assert sim.run(reset) == 551
+
+
+def test_a_library_is_loaded_when_it_is_needed(sim: Sim) -> None:
+    def library(side: Side) -> list[int]:
+        side.cuda.context()
+        handle, kernel, local, function = c_void_p(), c_void_p(), c_uint(), c_void_p()
+        side.cuda("cuLibraryLoadData", byref(handle), PTX, None, None, 0, None, None, 0)
+        side.cuda("cuLibraryGetKernel", byref(kernel), handle, b"deep")
+        side.cuda("cuKernelGetAttribute", byref(local), 3, kernel, 0)
+        used = [local.value, side.cuda.used_mib() - CONTEXT_MIB]
+        side.cuda("cuKernelGetFunction", byref(function), kernel)
+        used.append(side.cuda.used_mib() - CONTEXT_MIB)
+        side.cuda("cuLibraryUnload", handle)
+        return [*used, side.cuda.used_mib() - CONTEXT_MIB]
+
+    assert sim.run(library) == [4096, 0, 6, 0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from ctypes import byref, c_size_t, c_uint64
+from ctypes import byref, c_size_t, c_ubyte, c_uint64
 
-from tests.sim.conftest import Side, Sim
+from tests.sim.conftest import Side, Sim, wait_for
 from tests.sim.driver import CONTEXT_MIB, INVALID_HANDLE, MIB, NOT_INITIALIZED, OUT_OF_MEMORY, SUCCESS, IpcHandle
 
 
@@ -110,8 +110,7 @@ def test_exec_ends_a_process_on_the_card(sim: Sim) -> None:
 
     process.send()
 
-    while sim.run(look) != (0, {}):
-        pass
+    wait_for(lambda: sim.run(look) == (0, {}), "the card to be empty")
 
 
 def test_state_can_be_removed_between_uses(sim: Sim) -> None:
@@ -136,24 +135,34 @@ def test_ipc_memory_is_the_owners(sim: Sim) -> None:
     def owner(side: Side) -> None:
         side.cuda.context()
         handle = (c_uint64 * 8)()
-        side.cuda("cuIpcGetMemHandle", handle, side.cuda.alloc(64 * MIB))
+        memory = side.cuda.alloc(64 * MIB)
+        side.cuda("cuMemsetD8_v2", memory, c_ubyte(3), c_size_t(2))
+        side.cuda("cuIpcGetMemHandle", handle, memory)
         side.send(bytes(handle))
         side.receive()
+        side.send(side.cuda.read(memory, 2))
+        side.receive()
 
-    def opener(side: Side) -> list[int]:
+    def opener(side: Side) -> list[object]:
         side.cuda.context()
-        handle = IpcHandle.from_buffer_copy(side.receive())
+        handle, pointer = IpcHandle.from_buffer_copy(side.receive()), c_uint64()
         before = side.cuda.used_mib()
-        code = side.cuda.code("cuIpcOpenMemHandle_v2", byref(c_uint64()), handle, 1)
-        return [code, side.cuda.used_mib() - before]
+        code = side.cuda.code("cuIpcOpenMemHandle_v2", byref(pointer), handle, 1)
+        if code != SUCCESS:
+            return [code]
+        data = side.cuda.read(pointer, 2)
+        side.cuda("cuMemsetD8_v2", pointer, c_ubyte(4), c_size_t(1))
+        return [code, data, side.cuda.used_mib() - before]
 
     first = sim.start(owner)
     handle = first.receive()
     second = sim.start(opener)
     second.send(handle)
-    assert second.receive() == [SUCCESS, 0]
+    assert second.receive() == [SUCCESS, b"\x03\x03", 0]
+    first.send()
+    assert first.receive() == b"\x04\x03"
 
     first.kill()
     third = sim.start(opener)
     third.send(handle)
-    assert third.receive() == [INVALID_HANDLE, 0]
+    assert third.receive() == [INVALID_HANDLE]

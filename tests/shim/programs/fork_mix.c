@@ -91,7 +91,8 @@ virtual(unsigned *seed)
 static void
 arrays(void)
 {
-    CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = 1024, .Height = 512, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 4};
+    CUDA_ARRAY3D_DESCRIPTOR shape = {
+        .Width = 1024, .Height = 512, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 4};
     CUarray array;
     CUmipmappedArray mipmap;
 
@@ -105,7 +106,8 @@ static void
 graphs(CUstream stream)
 {
     CUDA_MEM_ALLOC_NODE_PARAMS take = {
-        .poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}},
+        .poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                      .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}},
         .bytesize = 8 * MIB};
     CUgraphNode taken, given;
     CUgraphExec exec;

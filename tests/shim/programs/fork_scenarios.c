@@ -66,7 +66,10 @@ wait_for(pid_t pid)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* A child that allocates mib, or only sleeps, until *gate is closed; the parent hears when it is ready. */
+/*
+ * A child that allocates mib, or only sleeps, until a byte comes through the gate, also when its parent is gone; the
+ * parent hears when it is ready.
+ */
 static pid_t
 child(long mib, int gate[2], bool touch)
 {
@@ -86,8 +89,10 @@ child(long mib, int gate[2], bool touch)
             start((size_t)mib);
         if (touch && cuMemAlloc(&pointer, MIB) == CUDA_SUCCESS)
             _exit(12); /* a driver that was initialized before the fork works in the parent only */
-        if (write(ready[1], &byte, 1) != 1 || read(gate[0], &byte, 1) != 0)
+        if (write(ready[1], &byte, 1) != 1)
             _exit(13);
+        while (read(gate[0], &byte, 1) != 1)
+            pause();
         _exit(0);
     }
     close(gate[0]);
@@ -99,6 +104,14 @@ child(long mib, int gate[2], bool touch)
 }
 
 static int
+let_go(pid_t pid, int gate[2])
+{
+    if (write(gate[1], "", 1) != 1)
+        return 17;
+    return wait_for(pid);
+}
+
+static int
 before(void)
 {
     int gate[2];
@@ -106,8 +119,7 @@ before(void)
 
     start(64);
     look("both", pid);
-    close(gate[1]);
-    look("parent", wait_for(pid));
+    look("parent", let_go(pid, gate));
     return 0;
 }
 
@@ -120,8 +132,7 @@ after(bool touch)
     start(64);
     pid = child(0, gate, touch);
     look("both", pid);
-    close(gate[1]);
-    look("parent", wait_for(pid));
+    look("parent", let_go(pid, gate));
     return 0;
 }
 
@@ -136,8 +147,7 @@ grandchild(void)
 
         start(64);
         look("three", inner);
-        close(gate[1]);
-        _exit(wait_for(inner));
+        _exit(let_go(inner, gate));
     }
     status = wait_for(pid);
     start(16);

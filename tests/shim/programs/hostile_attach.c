@@ -37,7 +37,8 @@ once(void)
     }
     if (taken == CUDA_SUCCESS)
         cuMemFree(pointer);
-    printf("init %d context %d alloc %d total %zu\n", (int)init, (int)made, (int)taken, total / MIB);
+    printf("init %d context %d alloc %d total %zu\n", (int)init, (int)made, (int)taken,
+           total / MIB);
     return 0;
 }
 
@@ -55,7 +56,8 @@ loop(void)
     unsigned long done = 0, refused = 0, other = 0;
     CUdeviceptr kept = 0;
 
-    if (cuInit(0) != CUDA_SUCCESS || context() != CUDA_SUCCESS || cuMemAlloc(&kept, 32 * MIB) != CUDA_SUCCESS)
+    if (cuInit(0) != CUDA_SUCCESS || context() != CUDA_SUCCESS ||
+        cuMemAlloc(&kept, 32 * MIB) != CUDA_SUCCESS)
         return 2;
     printf("ready\n");
     fflush(stdout);
@@ -80,7 +82,8 @@ hold(void)
 {
     CUdeviceptr kept = 0;
 
-    if (cuInit(0) != CUDA_SUCCESS || context() != CUDA_SUCCESS || cuMemAlloc(&kept, 32 * MIB) != CUDA_SUCCESS)
+    if (cuInit(0) != CUDA_SUCCESS || context() != CUDA_SUCCESS ||
+        cuMemAlloc(&kept, 32 * MIB) != CUDA_SUCCESS)
         return 2;
     printf("ready\n");
     fflush(stdout);

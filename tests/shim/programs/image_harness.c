@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "image.c"
+#include "ptx.c"
 
 int
 main(void)

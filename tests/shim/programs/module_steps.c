@@ -1,6 +1,6 @@
 /*
  * Code and what it takes of the card: variables, and the local memory of kernels.
- * module_steps variables|library|local|claim|file PATH
+ * module_steps variables|library|local|claim|code|file PATH
  */
 #include "steps.h"
 
@@ -28,9 +28,9 @@ static const char large[] = HEAD ".visible .global .align 4 .b8 big[268435456];\
     "    mul.wide.u32 %rd2, %r1, 4;\n"                   \
     "    add.u64 %rd3, %rd1, %rd2;\n"                    \
     "    mov.u32 %r2, %tid.x;\n"                         \
-    "    st.volatile.local.u32 [%rd3], %r2;\n"           \
-    "    ld.volatile.local.u32 %r3, [%rd3+8];\n"         \
-    "    st.volatile.local.u32 [%rd3+16], %r3;\n"        \
+    "    st.local.u32 [%rd3], %r2;\n"                    \
+    "    ld.local.u32 %r3, [%rd3+8];\n"                  \
+    "    st.local.u32 [%rd3+16], %r3;\n"                 \
     "    ret;\n}\n"
 
 static const char local[] = HEAD LOCAL("local_512", "512") LOCAL("local_4k", "4096")
@@ -144,6 +144,23 @@ claim(void)
     CHECK(cuModuleUnload(module));
 }
 
+/* Up to the cap with memory, and then modules on top. Code is small on a card, so there all of them may fit. */
+static void
+code(void)
+{
+    CUresult result = CUDA_SUCCESS;
+    CUdeviceptr block;
+    CUmodule module;
+
+    while (cuMemAlloc(&block, 16 * MIB) == CUDA_SUCCESS)
+        ;
+    stop("filled");
+    for (int i = 0; i < 200 && result == CUDA_SUCCESS; i++)
+        result = cuModuleLoadData(&module, local);
+    answer("module", result);
+    stop("loaded");
+}
+
 static void
 file(const char *path)
 {
@@ -168,6 +185,8 @@ main(int count, char **arguments)
         grow();
     else if (strcmp(what, "claim") == 0)
         claim();
+    else if (strcmp(what, "code") == 0)
+        code();
     else
         file(count > 2 ? arguments[2] : "/nonexistent");
     return 0;

@@ -103,6 +103,7 @@ NODES = {
     "MemFree": "things.give_node",
     "Node": "things.fill_node",
 }
+LINKED = "things.link, CU_JIT_INPUT_PTX, (void *)passed_code, strlen(passed_code) + 1, NULL, 0, NULL, NULL"
 MANAGED = "things.managed, BLOCK_BYTES"
 TILE = (
     "(void *)things.device, (cuuint64_t[]){64, 64, 8}, (cuuint64_t[]){64, 4096}, %s, (cuuint32_t[]){1, 1, 1}, "
@@ -143,8 +144,8 @@ CALLS = {
     "cuUserObjectRetain": "things.user, 1",
     "cuLinkCreate": "0, NULL, NULL, (CUlinkState *)scratch[3]",
     "cuLinkCreate_v2": "0, NULL, NULL, (CUlinkState *)scratch[3]",
-    "cuLinkAddData": "things.link, CU_JIT_INPUT_PTX, (void *)passed_code, strlen(passed_code) + 1, NULL, 0, NULL, NULL",
-    "cuLinkAddData_v2": "things.link, CU_JIT_INPUT_PTX, (void *)passed_code, strlen(passed_code) + 1, NULL, 0, NULL, NULL",
+    "cuLinkAddData": LINKED,
+    "cuLinkAddData_v2": LINKED,
     "cuLinkAddFile": 'things.link, CU_JIT_INPUT_PTX, "/nowhere.ptx", 0, NULL, NULL',
     "cuLinkAddFile_v2": 'things.link, CU_JIT_INPUT_PTX, "/nowhere.ptx", 0, NULL, NULL',
     "cuLinkDestroy": "TAKE(things.link)",

@@ -11,11 +11,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TAKE(thing)                                                                                                    \
-    ({                                                                                                                 \
-        __typeof__(thing) taken_ = thing;                                                                              \
-        thing = 0;                                                                                                     \
-        taken_;                                                                                                        \
+#define TAKE(thing)                       \
+    ({                                    \
+        __typeof__(thing) taken_ = thing; \
+        thing = 0;                        \
+        taken_;                           \
     })
 
 static void __attribute__((unused))
@@ -24,10 +24,10 @@ nothing(void *data)
     (void)data;
 }
 
-#define CALL(name, ...)                                                                                                \
-    static int call_##name(void)                                                                                       \
-    {                                                                                                                  \
-        return (int)(intptr_t)name(__VA_ARGS__);                                                                       \
+#define CALL(name, ...)                          \
+    static int call_##name(void)                 \
+    {                                            \
+        return (int)(intptr_t)name(__VA_ARGS__); \
     }
 #include "passed_generated.h"
 #undef CALL

@@ -1,11 +1,11 @@
 #include "passed_things.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <signal.h>
 #include <unistd.h>
 
 struct things things;
@@ -45,11 +45,11 @@ const char passed_code[] = ".version 7.0\n.target sm_52\n.address_size 64\n"
                            ".visible .entry hm_spin(.param .u64 ns)\n{\n ret;\n}\n";
 
 /* Says what could not be made; the entries that need it are then called with NULL. */
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        CUresult result_ = (call);                                                                                     \
-        if (result_ != CUDA_SUCCESS)                                                                                   \
-            fprintf(stderr, "not made (%d): %s\n", (int)result_, #call);                                               \
+#define TRY(call)                                                        \
+    do {                                                                 \
+        CUresult result_ = (call);                                       \
+        if (result_ != CUDA_SUCCESS)                                     \
+            fprintf(stderr, "not made (%d): %s\n", (int)result_, #call); \
     } while (0)
 
 static void
@@ -81,7 +81,10 @@ export_and_wait(int channel)
         struct cmsghdr head;
         char room[CMSG_SPACE(sizeof(int))];
     } control = {0};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof(control)};
     CUdeviceptr memory = 0, pooled = 0;
     CUmemoryPool pool;
     CUevent event = NULL;
@@ -101,7 +104,8 @@ export_and_wait(int channel)
     TRY(cuMemPoolExportPointer(&foreign.pointer, pooled));
     TRY(cuMemPoolExportToShareableHandle(&fd, pool, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
     TRY(cuCtxSynchronize());
-    control.head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    control.head = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
     memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
     if (fd < 0)
         message.msg_control = NULL, message.msg_controllen = 0;
@@ -118,7 +122,10 @@ passed_start_other(void)
         struct cmsghdr head;
         char room[CMSG_SPACE(sizeof(int))];
     } control = {0};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof(control)};
     int channel[2];
 
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, channel) != 0)
@@ -139,39 +146,90 @@ passed_start_other(void)
 static void
 fill_shapes(void)
 {
-    copy_2d = (CUDA_MEMCPY2D){.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = things.device, .srcPitch = 512,
-                              .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = things.other, .dstPitch = 512,
-                              .WidthInBytes = 256, .Height = 4};
-    copy_3d = (CUDA_MEMCPY3D){.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = things.device, .srcPitch = 512,
-                              .srcHeight = 4, .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = things.other,
-                              .dstPitch = 512, .dstHeight = 4, .WidthInBytes = 256, .Height = 4, .Depth = 1};
-    copy_peer = (CUDA_MEMCPY3D_PEER){.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = things.device,
-                                     .srcContext = things.context, .srcPitch = 512, .srcHeight = 4,
-                                     .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = things.other,
-                                     .dstContext = things.context, .dstPitch = 512, .dstHeight = 4,
-                                     .WidthInBytes = 256, .Height = 4, .Depth = 1};
-    copy_2d_v1 = (CUDA_MEMCPY2D_v1){.srcMemoryType = CU_MEMORYTYPE_HOST, .srcHost = things.host, .srcPitch = 512,
-                                    .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = things.host, .dstPitch = 512,
-                                    .WidthInBytes = 256, .Height = 4};
-    copy_3d_v1 = (CUDA_MEMCPY3D_v1){.srcMemoryType = CU_MEMORYTYPE_HOST, .srcHost = things.host, .srcPitch = 512,
-                                    .srcHeight = 4, .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = things.host,
-                                    .dstPitch = 512, .dstHeight = 4, .WidthInBytes = 256, .Height = 4, .Depth = 1};
-    kernel_params = (CUDA_KERNEL_NODE_PARAMS){.func = things.function, .gridDimX = 1, .gridDimY = 1, .gridDimZ = 1,
-                                              .blockDimX = 1, .blockDimY = 1, .blockDimZ = 1,
+    copy_2d = (CUDA_MEMCPY2D){.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                              .srcDevice = things.device,
+                              .srcPitch = 512,
+                              .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                              .dstDevice = things.other,
+                              .dstPitch = 512,
+                              .WidthInBytes = 256,
+                              .Height = 4};
+    copy_3d = (CUDA_MEMCPY3D){.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                              .srcDevice = things.device,
+                              .srcPitch = 512,
+                              .srcHeight = 4,
+                              .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                              .dstDevice = things.other,
+                              .dstPitch = 512,
+                              .dstHeight = 4,
+                              .WidthInBytes = 256,
+                              .Height = 4,
+                              .Depth = 1};
+    copy_peer = (CUDA_MEMCPY3D_PEER){.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                                     .srcDevice = things.device,
+                                     .srcContext = things.context,
+                                     .srcPitch = 512,
+                                     .srcHeight = 4,
+                                     .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                                     .dstDevice = things.other,
+                                     .dstContext = things.context,
+                                     .dstPitch = 512,
+                                     .dstHeight = 4,
+                                     .WidthInBytes = 256,
+                                     .Height = 4,
+                                     .Depth = 1};
+    copy_2d_v1 = (CUDA_MEMCPY2D_v1){.srcMemoryType = CU_MEMORYTYPE_HOST,
+                                    .srcHost = things.host,
+                                    .srcPitch = 512,
+                                    .dstMemoryType = CU_MEMORYTYPE_HOST,
+                                    .dstHost = things.host,
+                                    .dstPitch = 512,
+                                    .WidthInBytes = 256,
+                                    .Height = 4};
+    copy_3d_v1 = (CUDA_MEMCPY3D_v1){.srcMemoryType = CU_MEMORYTYPE_HOST,
+                                    .srcHost = things.host,
+                                    .srcPitch = 512,
+                                    .srcHeight = 4,
+                                    .dstMemoryType = CU_MEMORYTYPE_HOST,
+                                    .dstHost = things.host,
+                                    .dstPitch = 512,
+                                    .dstHeight = 4,
+                                    .WidthInBytes = 256,
+                                    .Height = 4,
+                                    .Depth = 1};
+    kernel_params = (CUDA_KERNEL_NODE_PARAMS){.func = things.function,
+                                              .gridDimX = 1,
+                                              .gridDimY = 1,
+                                              .gridDimZ = 1,
+                                              .blockDimX = 1,
+                                              .blockDimY = 1,
+                                              .blockDimZ = 1,
                                               .kernelParams = kernel_arguments};
-    kernel_params_v1 = (CUDA_KERNEL_NODE_PARAMS_v1){.func = things.function, .gridDimX = 1, .gridDimY = 1,
-                                                    .gridDimZ = 1, .blockDimX = 1, .blockDimY = 1, .blockDimZ = 1,
+    kernel_params_v1 = (CUDA_KERNEL_NODE_PARAMS_v1){.func = things.function,
+                                                    .gridDimX = 1,
+                                                    .gridDimY = 1,
+                                                    .gridDimZ = 1,
+                                                    .blockDimX = 1,
+                                                    .blockDimY = 1,
+                                                    .blockDimZ = 1,
                                                     .kernelParams = kernel_arguments};
-    launch = (CUlaunchConfig){.gridDimX = 1, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 1, .blockDimY = 1, .blockDimZ = 1};
-    fill_params = (CUDA_MEMSET_NODE_PARAMS){.dst = things.device, .elementSize = 1, .width = 256, .height = 1, .value = 7};
+    launch = (CUlaunchConfig){.gridDimX = 1,
+                              .gridDimY = 1,
+                              .gridDimZ = 1,
+                              .blockDimX = 1,
+                              .blockDimY = 1,
+                              .blockDimZ = 1};
+    fill_params = (CUDA_MEMSET_NODE_PARAMS){
+        .dst = things.device, .elementSize = 1, .width = 256, .height = 1, .value = 7};
     host_params = (CUDA_HOST_NODE_PARAMS){.fn = host_function};
     write_operation.writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
     write_operation.writeValue.address = things.device;
     write_operation.writeValue.value = 1;
-    batch_params = (CUDA_BATCH_MEM_OP_NODE_PARAMS){.ctx = things.context, .count = 1, .paramArray = &write_operation};
-    take_params = (CUDA_MEM_ALLOC_NODE_PARAMS){.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
-                                                             .location = device_location},
-                                               .bytesize = BLOCK_BYTES};
+    batch_params = (CUDA_BATCH_MEM_OP_NODE_PARAMS){
+        .ctx = things.context, .count = 1, .paramArray = &write_operation};
+    take_params = (CUDA_MEM_ALLOC_NODE_PARAMS){
+        .poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .location = device_location},
+        .bytesize = BLOCK_BYTES};
     any_params = (CUgraphNodeParams){.type = CU_GRAPH_NODE_TYPE_MEMSET};
     any_params.memset.dst = things.device;
     any_params.memset.elementSize = 1;
@@ -200,7 +258,8 @@ make_graph(void)
     TRY(cuGraphAddEmptyNode(&things.empty, things.graph, NULL, 0));
     TRY(cuGraphAddKernelNode_v2(&things.kernel_node, things.graph, NULL, 0, &kernel_params));
     TRY(cuGraphAddMemcpyNode(&things.copy_node, things.graph, NULL, 0, &copy_3d, things.context));
-    TRY(cuGraphAddMemsetNode(&things.fill_node, things.graph, NULL, 0, &fill_params, things.context));
+    TRY(cuGraphAddMemsetNode(&things.fill_node, things.graph, NULL, 0, &fill_params,
+                             things.context));
     TRY(cuGraphAddHostNode(&things.host_node, things.graph, NULL, 0, &host_params));
     TRY(cuGraphAddBatchMemOpNode(&things.batch_node, things.graph, NULL, 0, &batch_params));
     TRY(cuGraphAddEventRecordNode(&things.record_node, things.graph, NULL, 0, things.event));
@@ -212,24 +271,31 @@ make_graph(void)
 static void
 make_mapping(void)
 {
-    CUDA_EXTERNAL_MEMORY_HANDLE_DESC external = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD, .size = BLOCK_BYTES};
+    CUDA_EXTERNAL_MEMORY_HANDLE_DESC external = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
+                                                 .size = BLOCK_BYTES};
 
-    device_property = (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
-                                            .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-                                            .location = device_location};
-    device_access = (CUmemAccessDesc){.location = device_location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    device_property =
+        (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                              .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                              .location = device_location};
+    device_access =
+        (CUmemAccessDesc){.location = device_location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     TRY(cuMemCreate(&things.handle, BLOCK_BYTES, &device_property, 0));
     TRY(cuMemAddressReserve(&things.mapped, BLOCK_BYTES, 0, 0, 0));
     TRY(cuMemMap(things.mapped, BLOCK_BYTES, 0, things.handle, 0));
     TRY(cuMemSetAccess(things.mapped, BLOCK_BYTES, &device_access, 1));
-    TRY(cuMemExportToShareableHandle(&external.handle.fd, things.handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+    TRY(cuMemExportToShareableHandle(&external.handle.fd, things.handle,
+                                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
     TRY(cuImportExternalMemory(&things.external, &external));
 }
 
 static void
 make_arrays(void)
 {
-    CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = 64, .Height = 64, .Format = CU_AD_FORMAT_UNSIGNED_INT8, .NumChannels = 1,
+    CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = 64,
+                                     .Height = 64,
+                                     .Format = CU_AD_FORMAT_UNSIGNED_INT8,
+                                     .NumChannels = 1,
                                      .Flags = CUDA_ARRAY3D_SURFACE_LDST};
 
     TRY(cuArray3DCreate_v2(&things.array, &shape));
@@ -263,7 +329,8 @@ passed_make(void)
     TRY(cuLibraryLoadData(&things.library, passed_code, NULL, NULL, 0, NULL, NULL, 0));
     TRY(cuLibraryGetKernel(&things.kernel, things.library, "hm_spin"));
     TRY(cuTexRefCreate(&things.texref));
-    TRY(cuMemPoolExportToShareableHandle(&own_pool_fd, things.pool, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+    TRY(cuMemPoolExportToShareableHandle(&own_pool_fd, things.pool,
+                                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
     TRY(cuMemPoolImportFromShareableHandle(&things.foreign_pool, (void *)(intptr_t)foreign_pool_fd,
                                            CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
     TRY(cuEventCreate(&things.event, CU_EVENT_INTERPROCESS | CU_EVENT_DISABLE_TIMING));
@@ -273,7 +340,8 @@ passed_make(void)
     make_graph();
     TRY(cuTexObjectCreate(&things.texture, &texture_source, &texture_look, NULL));
     TRY(cuSurfObjectCreate(&things.surface, &surface_source));
-    TRY(cuLaunchKernel(things.function, 1, 1, 1, 1, 1, 1, 0, NULL, kernel_arguments, NULL)); /* loaded and warm */
+    TRY(cuLaunchKernel(things.function, 1, 1, 1, 1, 1, 1, 0, NULL, kernel_arguments,
+                       NULL)); /* loaded and warm */
     TRY(cuCtxSynchronize());
 }
 
@@ -291,7 +359,8 @@ passed_renew(void)
         cuEventCreate(&things.event_v1, CU_EVENT_DISABLE_TIMING);
     if (things.pinned == NULL)
         cuMemAllocHost_v2(&things.pinned, HOST_BYTES);
-    if (things.registered == NULL && cuMemHostRegister_v2(things.registered_host, HOST_BYTES, 0) == CUDA_SUCCESS)
+    if (things.registered == NULL &&
+        cuMemHostRegister_v2(things.registered_host, HOST_BYTES, 0) == CUDA_SUCCESS)
         things.registered = things.registered_host;
     if (things.reserved == 0)
         cuMemAddressReserve(&things.reserved, BLOCK_BYTES, 0, 0, 0);

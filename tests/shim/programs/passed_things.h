@@ -41,7 +41,8 @@ struct things {
     CUexternalSemaphore semaphore;
     CUgraph graph, clone;
     CUgraphExec exec;
-    CUgraphNode empty, kernel_node, copy_node, fill_node, host_node, batch_node, signal_node, wait_node;
+    CUgraphNode empty, kernel_node, copy_node, fill_node, host_node, batch_node, signal_node,
+        wait_node;
     CUgraphNode record_node, wait_event_node, child_node, take_node, give_node;
     CUdeviceptr node_memory;
     CUasyncCallbackHandle notification;
@@ -59,7 +60,8 @@ struct foreign {
 extern struct things things;
 extern struct foreign foreign;
 extern int foreign_pool_fd, own_pool_fd;
-extern char scratch[16][SCRATCH_BYTES]; /* where the Nth argument of a call may be written; zeroed before each */
+extern char scratch
+    [16][SCRATCH_BYTES]; /* where the Nth argument of a call may be written; zeroed before each */
 
 /* Parameters of the usual shapes. */
 extern CUDA_MEMCPY2D copy_2d;

@@ -36,7 +36,9 @@ main(int count, char **argument)
         for (size_t j = 0; j < sizeof(linked) / sizeof(linked[0]); j++) {
             if (strcmp(linked[j].name, argument[i]) != 0)
                 continue;
-            printf("%s %s ", argument[i], dlsym(argument[i][0] == 'n' ? nvml : cuda, argument[i]) != NULL ? "found" : "NULL");
+            printf("%s %s ", argument[i],
+                   dlsym(argument[i][0] == 'n' ? nvml : cuda, argument[i]) != NULL ? "found"
+                                                                                   : "NULL");
             printf("%d\n", linked[j].call(0, 0, 0, 0, 0, 0));
         }
     }

@@ -21,7 +21,8 @@ ask(const char *what, void *handle, const char *name, const char *version)
     dlerror();
     found = version != NULL ? dlvsym(handle, name, version) : dlsym(handle, name);
     error = dlerror();
-    printf("%s %s: %s, %s\n", what, name, found != NULL ? "found" : "NULL", error != NULL ? error : "no error");
+    printf("%s %s: %s, %s\n", what, name, found != NULL ? "found" : "NULL",
+           error != NULL ? error : "no error");
 }
 
 static int
@@ -48,7 +49,8 @@ errors(void)
     ask("cuda", cuda, "cuNobodyHasThis", NULL);
     ask("cuda", cuda, "cuMemAllocX", NULL);
     ask("cuda", cuda, "nvmlDeviceGetCount_v2", NULL);
-    ask("default", RTLD_DEFAULT, "cuInit", NULL); /* still not: the driver is loaded for its handle only */
+    ask("default", RTLD_DEFAULT, "cuInit",
+        NULL); /* still not: the driver is loaded for its handle only */
     return 0;
 }
 
@@ -81,7 +83,8 @@ static int
 alloc(void)
 {
     void *cuda = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_GLOBAL);
-    int (*init)(unsigned), (*retain)(void **, int), (*set)(void *), (*take)(unsigned long long *, size_t);
+    int (*init)(unsigned), (*retain)(void **, int), (*set)(void *),
+        (*take)(unsigned long long *, size_t);
     void *context = NULL, *memory;
     unsigned long long pointer = 0;
     int fd = open("/dev/null", O_RDONLY | O_CLOEXEC), result;
@@ -97,9 +100,11 @@ alloc(void)
     result = take(&pointer, 64 << 20);
     memory = malloc(1000);
     printf("result %d, pointer %s\n", result, pointer != 0 ? "set" : "0");
-    printf("front: malloc %s, open %s, alloc %d\n", number("route_front_mallocs") > 0 ? "yes" : "no",
+    printf("front: malloc %s, open %s, alloc %d\n",
+           number("route_front_mallocs") > 0 ? "yes" : "no",
            number("route_front_opens") > 0 ? "yes" : "no", number("route_front_allocs"));
-    printf("behind: malloc %s, open %s, alloc %d\n", number("route_behind_mallocs") > 0 ? "yes" : "no",
+    printf("behind: malloc %s, open %s, alloc %d\n",
+           number("route_behind_mallocs") > 0 ? "yes" : "no",
            number("route_behind_opens") > 0 ? "yes" : "no", number("route_behind_allocs"));
     free(memory);
     close(fd);

@@ -1,6 +1,6 @@
 /*
- * The calls of NVML that list devices, which the simulated driver has not: four cards beside each other, on one CPU and in
- * one unit. Stands in for the whole library.
+ * The calls of NVML that list devices, which the simulated driver has not: four cards beside each
+ * other, on one CPU and in one unit. Stands in for the whole library.
  */
 #define NVML_NO_UNVERSIONED_FUNC_DEFS
 #include <nvml.h>

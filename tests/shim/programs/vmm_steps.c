@@ -84,11 +84,11 @@ retained(void)
     CHECK(cuMemAddressFree(address, 8 * MIB));
 }
 
-/* Two mappings of one allocation, and a part of another, unmapped by one call. */
+/* Two mappings of one allocation and one of another, two of the three unmapped by one call. */
 static void
 several(void)
 {
-    CUmemGenericAllocationHandle one = create(4 * MIB), other = create(6 * MIB);
+    CUmemGenericAllocationHandle one = create(4 * MIB), other = create(2 * MIB);
     CUdeviceptr address = reserve(10 * MIB);
 
     CHECK(cuMemMap(address, 4 * MIB, 0, one, 0));
@@ -121,7 +121,7 @@ refusals(void)
     CUmemAllocationProp host = prop_on(CU_MEM_LOCATION_TYPE_HOST_NUMA, 0);
     CUmemAllocationProp nowhere = prop_on(CU_MEM_LOCATION_TYPE_DEVICE, 99);
     CUmemGenericAllocationHandle handle, kept[4096];
-    CUdeviceptr address = reserve(4 * MIB);
+    CUdeviceptr address = reserve(64 * MIB);
     unsigned int count = 0;
 
     while (count < 4096 && cuMemCreate(&kept[count], 64 * MIB, &here, 0) == CUDA_SUCCESS)
@@ -137,9 +137,9 @@ refusals(void)
     CHECK(cuMemRelease(kept[--count]));
     CHECK(cuMemCreate(&kept[count++], 64 * MIB, &here, 0));
     stop("full-again");
-    CHECK(cuMemMap(address, 4 * MIB, 0, kept[0], 0));
-    answer("mapped-twice", cuMemMap(address, 4 * MIB, 0, kept[1], 0));
-    CHECK(cuMemUnmap(address, 4 * MIB));
+    CHECK(cuMemMap(address, 64 * MIB, 0, kept[0], 0));
+    answer("mapped-twice", cuMemMap(address, 64 * MIB, 0, kept[1], 0));
+    CHECK(cuMemUnmap(address, 64 * MIB));
     while (count > 0)
         CHECK(cuMemRelease(kept[--count]));
     stop("empty");
@@ -215,19 +215,19 @@ churn(void *argument)
     CHECK(cuDevicePrimaryCtxRetain(&context, device));
     CHECK(cuCtxSetCurrent(context));
     for (int i = 0; i < ROUNDS; i++) {
-        CUmemGenericAllocationHandle handle = create(2 * MIB * (1 + rand_r(&seed) % 2)), again;
+        size_t bytes = 2 * MIB * (1 + (size_t)rand_r(&seed) % 2);
+        CUmemGenericAllocationHandle handle = create(bytes), again;
+        int early = rand_r(&seed) % 2;
 
-        CHECK(cuMemMap(address, 2 * MIB, 0, handle, 0));
-        CHECK(cuMemMap(address + 2 * MIB, 2 * MIB, 0, handle, 0));
-        if (rand_r(&seed) % 2)
+        CHECK(cuMemMap(address, bytes, 0, handle, 0));
+        CHECK(cuMemMap(address + bytes, bytes, 0, handle, 0));
+        if (early)
             CHECK(cuMemRelease(handle));
-        else
-            handle = 0;
         CHECK(cuMemRetainAllocationHandle(&again, (void *)(uintptr_t)(address + MIB)));
-        CHECK(cuMemUnmap(address, 4 * MIB));
+        CHECK(cuMemUnmap(address, 2 * bytes));
         CHECK(cuMemRelease(again));
-        if (handle == 0)
-            CHECK(cuMemRelease(again));
+        if (!early)
+            CHECK(cuMemRelease(handle));
     }
     CHECK(cuMemAddressFree(address, 8 * MIB));
     return NULL;
