@@ -74,17 +74,26 @@ class Exceeder:
     def name(self) -> str:
         """Return how the table calls it."""
         unit = f"{self.size // MIB} MiB" if self.size >= MIB else f"{self.size} B a thread"
-        return {"local": "local memory", "stack": "stack limit", "heap": "malloc heap", "printf": "printf buffer"}[
-            self.kind
-        ] + f" of {unit}"
+        return f"{EXCEEDER_NAMES[self.kind]} of {unit}"
 
+
+EXCEEDER_NAMES = {
+    "local": "local memory",
+    "global": "global array of a module",
+    "stack": "stack limit",
+    "heap": "malloc heap",
+    "printf": "printf buffer",
+}
 
 EXCEEDERS = (
-    Exceeder("local", 512),
+    Exceeder("local", 1024),
+    Exceeder("local", 2048),
     Exceeder("local", 4096),
     Exceeder("local", 65536),
     Exceeder("stack", 4096),
     Exceeder("stack", 32768),
+    Exceeder("global", 64 * MIB),
+    Exceeder("global", 512 * MIB),
     Exceeder("heap", 256 * MIB),
     Exceeder("printf", 128 * MIB),
 )

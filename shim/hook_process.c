@@ -23,11 +23,23 @@ cuInit(unsigned int Flags)
     return result;
 }
 
-/* The tenant's index of a device on which a context is about to be made; -1: nothing to account for. */
+/* The tenant's index of a device; -1: there is no tenant. */
 static int
 context_device(CUdevice device)
 {
     return hm_active() ? hm_device_index(device) : -1;
+}
+
+/*
+ * A context is about to be made. Normally the driver does not show what was not given; where it does (a program that
+ * changed CUDA_VISIBLE_DEVICES after our look at it), the device does not exist for this tenant all the same.
+ */
+static CUresult
+context_begin(int device)
+{
+    if (device < 0 && hm_active() && hm_device_count() > 0)
+        return CUDA_ERROR_INVALID_DEVICE;
+    return hm_overhead_context_begin(device) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult
@@ -72,7 +84,8 @@ context_gone(int device, const struct hm_object *object, CUresult result)
 #define CREATE(dev, pctx, call)                                                                                        \
     ({                                                                                                                 \
         int hm_device = context_device(dev);                                                                           \
-        hm_overhead_context_begin(hm_device) ? context_made(hm_device, pctx, REAL(call)) : CUDA_ERROR_OUT_OF_MEMORY;    \
+        CUresult hm_may = context_begin(hm_device);                                                                    \
+        hm_may == CUDA_SUCCESS ? context_made(hm_device, pctx, REAL(call)) : hm_may;                                   \
     })
 
 HM_HOOK CUresult
@@ -142,11 +155,12 @@ HM_HOOK CUresult
 cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
 {
     int device = context_device(dev);
-    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result;
 
     if (device >= 0 && __atomic_exchange_n(&primary_counted[device], true, __ATOMIC_ACQ_REL))
-        device = -1;
-    if (hm_overhead_context_begin(device))
+        return REAL(cuDevicePrimaryCtxRetain(pctx, dev));
+    result = context_begin(device);
+    if (result == CUDA_SUCCESS)
         result = context_made(device, pctx, REAL(cuDevicePrimaryCtxRetain(pctx, dev)));
     if (device >= 0 && result == CUDA_SUCCESS)
         primary[device] = *pctx;

@@ -13,10 +13,12 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PROCESSES 1024 /* of one card, in one NVML answer */
 #define HELPER_STACK_BYTES 262144
+#define MEASURE_AGAIN_NS 20000000
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one measurement at a time */
 static nvmlProcessInfo_v2_t processes[PROCESSES];         /* under the mutex */
@@ -114,8 +116,9 @@ write_all(int device, int count, const struct hm_slot *mine, bool quiet)
     }
 }
 
-void
-hm_overhead_refresh(int device)
+/* False: our own overhead could not be written exactly, since calls were in flight. */
+static bool
+refresh(int device)
 {
     struct hm_slot *mine = hm_slot();
     uint64_t before, after;
@@ -123,7 +126,7 @@ hm_overhead_refresh(int device)
     int count;
 
     if (mine == NULL)
-        return;
+        return true;
     hm_pool_refresh(device);
     hm_graph_refresh(device);
     pthread_mutex_lock(&mutex);
@@ -138,6 +141,13 @@ hm_overhead_refresh(int device)
         hm_tenant.usage->device[device].estimated = 1;
     hm_ledger_unlock();
     pthread_mutex_unlock(&mutex);
+    return quiet || count < 0;
+}
+
+void
+hm_overhead_refresh(int device)
+{
+    refresh(device);
 }
 
 static uint64_t
@@ -156,8 +166,10 @@ measure_context(int device)
 {
     struct hm_slot *mine = hm_slot();
 
-    hm_overhead_refresh(device);
-    if (mine != NULL && mine->use[device].contexts == 1 && listed_bytes(&mine->use[device]) == 0 &&
+    if (!refresh(device)) {
+        __atomic_fetch_or(&unmeasured, 1u << device, __ATOMIC_ACQ_REL); /* the helper tries again, soon */
+        syscall(SYS_futex, &hm_tenant.usage->trim, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    } else if (mine != NULL && mine->use[device].contexts == 1 && listed_bytes(&mine->use[device]) == 0 &&
         hm_tenant.usage->device[device].estimated == 0)
         hm_tenant.usage->device[device].context_bytes = mine->use[device].overhead_bytes;
 }
@@ -240,6 +252,7 @@ static void *
 helper(void *argument)
 {
     CUstreamCaptureMode relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
+    const struct timespec soon = {.tv_nsec = MEASURE_AGAIN_NS};
     uint32_t *trim = &hm_tenant.usage->trim, seen = __atomic_load_n(trim, __ATOMIC_ACQUIRE), now;
 
     (void)argument;
@@ -252,7 +265,8 @@ helper(void *argument)
         for (int device = 0; device < HM_DEVICES; device++)
             if (pending & 1u << device)
                 measure_context(device);
-        syscall(SYS_futex, trim, FUTEX_WAIT, seen, NULL, NULL, 0);
+        pending = __atomic_load_n(&unmeasured, __ATOMIC_ACQUIRE);
+        syscall(SYS_futex, trim, FUTEX_WAIT, seen, pending != 0 ? &soon : NULL, NULL, 0);
         now = __atomic_load_n(trim, __ATOMIC_ACQUIRE); /* pairs with the release of who asks for a trim */
         if (now == seen)
             continue;

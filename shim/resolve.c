@@ -10,6 +10,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 
 struct hm_real real;
@@ -94,12 +95,21 @@ start(void)
     fill_table();
 }
 
+/* Not pthread_once: a sanitizer's runtime calls dlsym before that can be called. */
 static void
 started(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    static int state; /* 0, then 1 while a thread is at it, then 2 */
+    int expected = 0;
 
-    pthread_once(&once, start);
+    if (HM_LIKELY(__atomic_load_n(&state, __ATOMIC_ACQUIRE) == 2))
+        return;
+    if (__atomic_compare_exchange_n(&state, &expected, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+        start();
+        __atomic_store_n(&state, 2, __ATOMIC_RELEASE); /* pairs with the acquire loads here */
+    }
+    while (__atomic_load_n(&state, __ATOMIC_ACQUIRE) != 2)
+        sched_yield();
 }
 
 static const struct hm_entry *

@@ -2,9 +2,9 @@
  * Tries what can take memory behind the allocator's back, on a full card: exceed KIND BYTES
  * LIMIT_MIB HOLD_MS.
  *
- * KIND: local (a kernel with BYTES of local memory a thread), stack, heap, printf (cuCtxSetLimit to
- * BYTES, then a kernel that uses it). It first fills with cuMemAlloc until it is refused, as fill.c
- * does. Last line: "HMRESULT {}".
+ * KIND: local (a kernel with BYTES of local memory a thread), global (a module with a global array
+ * of BYTES), stack, heap, printf (cuCtxSetLimit to BYTES, then a kernel that uses it). It first
+ * fills with cuMemAlloc until it is refused, as fill.c does. Last line: "HMRESULT {}".
  */
 #include "driver.h"
 
@@ -34,6 +34,26 @@ source_local(size_t bytes)
                          "    st.local.u32 [%%rd3+4], %%r1;\n"
                          "    ld.local.u32 %%r2, [%%rd1];\n"
                          "    st.global.u32 [%%rd4], %%r2;\n"
+                         "    ret;\n"
+                         "}\n",
+             bytes);
+}
+
+/* A module whose global array the driver takes when it is loaded. */
+static void
+source_global(size_t bytes)
+{
+    snprintf(source, sizeof source,
+             HM_PTX_HEAD ".global .align 16 .b8 depot[%zu];\n"
+                         ".visible .entry hm_probe(.param .u64 p_ptr, .param .u32 p_index)\n"
+                         "{\n"
+                         "    .reg .b32 %%r<4>;\n"
+                         "    .reg .b64 %%rd<6>;\n"
+                         "    ld.param.u32 %%r1, [p_index];\n"
+                         "    mov.u64 %%rd1, depot;\n"
+                         "    mul.wide.u32 %%rd2, %%r1, 4;\n"
+                         "    add.u64 %%rd3, %%rd1, %%rd2;\n"
+                         "    st.global.u32 [%%rd3], %%r1;\n"
                          "    ret;\n"
                          "}\n",
              bytes);
@@ -103,6 +123,8 @@ attempt(const char *kind, size_t bytes, CUdeviceptr small, const char **step)
     *step = "limit";
     if (strcmp(kind, "local") == 0) {
         source_local(bytes);
+    } else if (strcmp(kind, "global") == 0) {
+        source_global(bytes);
     } else if (strcmp(kind, "stack") == 0) {
         source_local(64);
         code = cu.cuCtxSetLimit(CU_LIMIT_STACK_SIZE, bytes);
