@@ -18,6 +18,7 @@
         .cfi_adjust_cfa_offset 8
         push    %rdx
         .cfi_adjust_cfa_offset 8
+        mov     24(%rsp), %rcx          /* the return address: who asks */
         call    \answer
         mov     %rdx, %r11
         pop     %rdx
@@ -51,6 +52,7 @@
         mov     x29, sp
         stp     x0, x1, [sp, #16]
         str     x2, [sp, #32]
+        mov     x3, x30                 /* who asks */
         bl      \answer
         cbnz    x1, 1f
         ldp     x0, x1, [sp, #16]

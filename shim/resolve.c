@@ -9,6 +9,7 @@
 #include "tenant.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -40,6 +41,8 @@ static const struct hm_entry entries[] = {
 };
 
 #define ENTRIES (sizeof(entries) / sizeof(entries[0]))
+#define CUDA_LIBRARY "libcuda.so.1"
+#define NVML_LIBRARY "libnvidia-ml.so.1"
 #define BUCKETS 1024 /* a power of two, several times ENTRIES */
 
 static uint16_t bucket[BUCKETS]; /* 1 + index into entries, by name; open addressing */
@@ -152,14 +155,14 @@ resolve(bool nvml, const char *library, void *missing)
 static void
 resolve_cuda(void)
 {
-    resolve(false, "libcuda.so.1", (void *)missing_cuda);
+    resolve(false, CUDA_LIBRARY, (void *)missing_cuda);
     __atomic_store_n(&hm_cuda_resolved, true, __ATOMIC_RELEASE); /* pairs with the acquire in REAL */
 }
 
 static void
 resolve_nvml(void)
 {
-    resolve(true, "libnvidia-ml.so.1", (void *)missing_nvml);
+    resolve(true, NVML_LIBRARY, (void *)missing_nvml);
     __atomic_store_n(&hm_nvml_resolved, true, __ATOMIC_RELEASE); /* pairs with the acquire in REAL_NVML */
 }
 
@@ -191,45 +194,83 @@ hook_for(void *pointer)
     return pointer;
 }
 
+/* The function among the caller's own libraries: a module may be linked with a driver that nobody else sees. */
+static void *
+among_own(const void *caller, const char *name)
+{
+    struct link_map *map = NULL;
+    void *handle, *found;
+    Dl_info info;
+
+    if (dladdr1(caller, &info, (void **)&map, RTLD_DL_LINKMAP) == 0 || map == NULL)
+        return NULL;
+    handle = dlopen(map->l_name, RTLD_LAZY | RTLD_NOLOAD);
+    if (handle == NULL)
+        return NULL;
+    found = hm_libc_dlsym(handle, name);
+    dlclose(handle);
+    return found;
+}
+
 /*
- * Decide a look-up. found is what the real dlsym gives; next is what it gives behind us, asked only where found is
- * our own export: then the program must not see a function that its driver does not have.
+ * A look-up that ended at our own export would have gone on without us: to the real function behind us, or among the
+ * caller's own libraries. The last dlsym here leaves the error that the program will ask dlerror for.
  */
 static struct hm_answer
-answer(const struct hm_entry *entry, void *found)
+ended_here(const struct hm_entry *entry, const void *caller)
 {
-    if (found == entry->hook) {
-        found = hm_libc_dlsym(RTLD_NEXT, entry->name);
-        if (found == NULL)
-            return (struct hm_answer){NULL, 1};
-    }
-    if (found == NULL)
-        return (struct hm_answer){NULL, 0};
-    if (!(entry->nvml ? hm_resolve_nvml() : hm_resolve_cuda()) || found != *entry->real)
-        return (struct hm_answer){found, 1};
+    void *own = among_own(caller, entry->name), *next = hm_libc_dlsym(RTLD_NEXT, entry->name);
+
+    if (next == NULL)
+        next = own != entry->hook ? own : NULL;
+    if (next == NULL || hm_tenant_state() == HM_INERT)
+        return (struct hm_answer){next, 1};
+    if (entry->nvml)
+        hm_resolve_nvml();
+    else
+        hm_resolve_cuda();
     return (struct hm_answer){entry->hook, 1};
 }
 
-struct hm_answer
-hm_dlsym_answer(void *handle, const char *name)
+/*
+ * Decide a look-up of a name of ours. RTLD_NEXT depends on who asks, which only the real dlsym can see: somebody in
+ * front of us meets our export, somebody behind us the driver.
+ */
+static struct hm_answer
+answer(const struct hm_entry *entry, void *handle, const void *caller, void *found)
 {
-    const struct hm_entry *entry;
-
-    started();
-    if (hm_depth > 0 || name == NULL || (entry = find_hook(name)) == NULL || hm_tenant_state() == HM_INERT)
-        return (struct hm_answer){NULL, 0};
-    return answer(entry, hm_libc_dlsym(handle, name));
+    if (handle == RTLD_NEXT)
+        return (struct hm_answer){NULL, found == NULL};
+    if (found == entry->hook)
+        return ended_here(entry, caller);
+    if (found == NULL || hm_tenant_state() == HM_INERT)
+        return (struct hm_answer){found, found != NULL};
+    if ((entry->nvml ? hm_resolve_nvml() : hm_resolve_cuda()) && found == *entry->real)
+        return (struct hm_answer){entry->hook, 1};
+    return (struct hm_answer){found, 1};
 }
 
 struct hm_answer
-hm_dlvsym_answer(void *handle, const char *name, const char *version)
+hm_dlsym_answer(void *handle, const char *name, const char *unused, const void *caller)
+{
+    const struct hm_entry *entry;
+
+    (void)unused;
+    started();
+    if (hm_depth > 0 || name == NULL || (entry = find_hook(name)) == NULL)
+        return (struct hm_answer){NULL, 0};
+    return answer(entry, handle, caller, hm_libc_dlsym(handle, name));
+}
+
+struct hm_answer
+hm_dlvsym_answer(void *handle, const char *name, const char *version, const void *caller)
 {
     const struct hm_entry *entry;
 
     started();
-    if (hm_depth > 0 || name == NULL || (entry = find_hook(name)) == NULL || hm_tenant_state() == HM_INERT)
+    if (hm_depth > 0 || name == NULL || (entry = find_hook(name)) == NULL)
         return (struct hm_answer){NULL, 0};
-    return answer(entry, hm_libc_dlvsym(handle, name, version));
+    return answer(entry, handle, caller, hm_libc_dlvsym(handle, name, version));
 }
 
 static CUresult

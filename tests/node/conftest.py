@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from hamirt import config
-from tests.support import need
+from tests.support import DEADLINE_SECONDS, need
 
 PROGRAMS = Path(__file__).parent / "programs"
 HAMIRT = (sys.executable, "-m", "hamirt")
@@ -90,10 +91,15 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture
 def line_of() -> Any:
-    """Read one line that a started program must say."""
+    """Read one line that a started program must say, or kill it after a deadline."""
 
     def read(process: "subprocess.Popen[str]") -> str:
         assert process.stdout is not None
-        return process.stdout.readline().strip()
+        watchdog = threading.Timer(DEADLINE_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            return process.stdout.readline().strip()
+        finally:
+            watchdog.cancel()
 
     return read
