@@ -11,8 +11,8 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hamirt.errors import NOT_EXECUTABLE, NOT_FOUND, HamirtError
@@ -36,24 +36,31 @@ class Ended:
     survivors: bool
 
 
-def run(path: str, argv: Sequence[str], env: Mapping[str, str]) -> Ended:
-    """Start the program at `path`, serve it until it ends, and say how it ended.
-
-    As pid 1 the rest of the namespace ends with it. Raises HamirtError, 126 or 127, where it can't be executed.
-    """
+@contextmanager
+def signals_kept() -> Iterator[set[int]]:
+    """Keep the signals that come from here on for the child; yield the mask that it is to start with."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        terminal = _own_terminal()
-        pid = _start(path, argv, env, mask, terminal)
-        try:
-            exit_code = _Parent(pid, terminal).serve()
-        finally:
-            _take_back(terminal, pid)
-        return Ended(exit_code, _end_orphans())
+        yield mask
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def run(path: str, argv: Sequence[str], env: Mapping[str, str], mask: set[int]) -> Ended:
+    """Start the program at `path` with this signal mask, serve it until it ends, and say how it ended.
+
+    Call it within `signals_kept`. As pid 1 the rest of the namespace ends with the program. Raises HamirtError, 126 or
+    127, where it can't be executed.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    terminal = _own_terminal()
+    pid = _start(path, argv, env, mask, terminal)
+    try:
+        exit_code = _Parent(pid, terminal).serve()
+    finally:
+        _take_back(terminal, pid)
+    return Ended(exit_code, _end_orphans())
 
 
 def _own_terminal() -> int | None:

@@ -11,6 +11,7 @@
 
 #define POOLS 256              /* of one process; what lies in further ones counts as overhead, from NVML */
 #define GROWTH_BYTES 33554432  /* a pool grows by whole multiples of this (H100, driver 580) */
+#define SURELY 4               /* times what is asked has to lie unused before we count on it */
 
 struct pool {
     CUmemoryPool handle; /* NULL: the entry is free */
@@ -111,19 +112,27 @@ growth(uint64_t bytes, uint64_t step)
     return bytes > UINT64_MAX - step ? bytes : (bytes + step - 1) / step * step;
 }
 
-/* False: out of memory. Near the cap less than a whole step is reserved, and nothing where the pool has it unused. */
+/* The pool surely has so much unused: several times as much, in whatever pieces. */
+static bool
+has_unused(const struct pool *pool, uint64_t bytes)
+{
+    uint64_t used = attribute(pool->handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT);
+    uint64_t reserved = attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+
+    return reserved > used && (reserved - used) / SURELY >= bytes;
+}
+
+/* False: out of memory. Where a whole step does not fit any more, the pool can still serve from what it has. */
 static bool
 begin(struct pool_call *call, struct pool *pool, uint64_t bytes)
 {
     int device = pool != NULL ? pool->charge.device : -1;
 
     *call = (struct pool_call){.pool = pool, .charge = {.device = -1}, .bytes = bytes};
-    if (device < 0 || HM_LIKELY(hm_quota_try(&call->charge, HM_POOL, device, growth(bytes, GROWTH_BYTES))))
+    if (device < 0 || HM_LIKELY(hm_quota_try(&call->charge, HM_POOL, device, growth(bytes, GROWTH_BYTES))) ||
+        has_unused(pool, bytes))
         return true;
-    if (attribute(pool->handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT) + bytes <=
-        attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT))
-        return true;
-    return hm_quota_reserve(&call->charge, HM_POOL, device, growth(bytes, HM_BLOCK_BYTES));
+    return hm_quota_reserve(&call->charge, HM_POOL, device, growth(bytes, GROWTH_BYTES));
 }
 
 /* The reservation becomes part of the pool's charge, and that what the pool holds now. True: within the cap. */
@@ -308,6 +317,45 @@ void
 hm_pool_refresh(int device)
 {
     each_pool(device, false);
+}
+
+/* The driver gives back what pools hold unused when the program waits for its work. */
+static CUresult
+synchronized(CUresult result)
+{
+    if (hm_active())
+        each_pool(-1, false);
+    return result;
+}
+
+HM_HOOK CUresult
+cuStreamSynchronize(CUstream hStream)
+{
+    return synchronized(REAL(cuStreamSynchronize(hStream)));
+}
+
+HM_HOOK CUresult
+cuStreamSynchronize_ptsz(CUstream hStream)
+{
+    return synchronized(REAL(cuStreamSynchronize_ptsz(hStream)));
+}
+
+HM_HOOK CUresult
+cuEventSynchronize(CUevent hEvent)
+{
+    return synchronized(REAL(cuEventSynchronize(hEvent)));
+}
+
+HM_HOOK CUresult
+cuCtxSynchronize(void)
+{
+    return synchronized(REAL(cuCtxSynchronize()));
+}
+
+HM_HOOK CUresult
+cuCtxSynchronize_v2(CUcontext ctx)
+{
+    return synchronized(REAL(cuCtxSynchronize_v2(ctx)));
 }
 
 void

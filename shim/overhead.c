@@ -85,32 +85,71 @@ listed_bytes(const struct hm_use *use)
     return used > unlisted ? used - unlisted : 0;
 }
 
+/* What the slots said before NVML was asked. Under the mutex. */
+static struct {
+    uint32_t pid; /* 0: not a slot to look at */
+    uint64_t taken, listed;
+} before[HM_SLOTS];
+
+static uint32_t
+note_before(int device, uint64_t pid_ns)
+{
+    uint32_t high = __atomic_load_n(&hm_tenant.usage->high_slot, __ATOMIC_ACQUIRE);
+
+    for (uint32_t i = 0; i < high && i < HM_SLOTS; i++) {
+        const struct hm_slot *slot = &hm_tenant.usage->slot[i];
+
+        before[i].pid = 0;
+        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid_ns != pid_ns)
+            continue;
+        before[i].pid = slot->pid;
+        before[i].taken = __atomic_load_n(&slot->use[device].taken_bytes, __ATOMIC_ACQUIRE); /* before used: quota.c */
+        before[i].listed = listed_bytes(&slot->use[device]);
+    }
+    return high < HM_SLOTS ? high : HM_SLOTS;
+}
+
 /*
- * Footprint less what allocations hold is overhead. It may be written lower only when nothing was in flight while NVML
- * was asked: what is reserved and not yet taken would count as negative overhead. Of other processes we know too
- * little, so theirs is only ever raised here. The ledger lock is held.
+ * Overhead is the footprint less what allocations hold. While others allocate and free, what they hold at the moment of
+ * NVML's answer is not known, but it is at most what they held before plus what they took since: that gives the overhead
+ * at least, and it is raised to that. It is written exactly, lower too, only by its owner and when nothing of it was in
+ * flight. The ledger lock is held.
  */
 static void
-write_overhead(struct hm_use *use, uint64_t bytes, uint64_t used, bool exact)
+write_overhead(int device, uint32_t index, uint64_t footprint_bytes, bool exact)
 {
-    uint64_t overhead = bytes > used ? bytes - used : 0;
+    struct hm_use *use = &hm_tenant.usage->slot[index].use[device];
+    uint64_t most = before[index].listed +
+                    (__atomic_load_n(&use->taken_bytes, __ATOMIC_ACQUIRE) - before[index].taken);
+    uint64_t overhead = footprint_bytes > most ? footprint_bytes - most : 0;
 
     if (exact || overhead > use->overhead_bytes)
         __atomic_store_n(&use->overhead_bytes, overhead, __ATOMIC_RELAXED);
 }
 
-static void
-write_all(int device, int count, const struct hm_slot *mine, bool quiet)
+/* Nothing was taken or given back by this process since note_before. */
+static bool
+is_unchanged(int device, const struct hm_slot *mine)
 {
-    for (uint32_t i = 0; i < HM_SLOTS && i < hm_tenant.usage->high_slot; i++) {
-        struct hm_slot *slot = &hm_tenant.usage->slot[i];
+    uint32_t index = (uint32_t)(mine - hm_tenant.usage->slot);
+
+    return hm_quota_quiet(device) && __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0 &&
+           before[index].taken == __atomic_load_n(&mine->use[device].taken_bytes, __ATOMIC_ACQUIRE) &&
+           before[index].listed == listed_bytes(&mine->use[device]);
+}
+
+static void
+write_all(int device, int count, uint32_t high, const struct hm_slot *mine, bool quiet)
+{
+    for (uint32_t i = 0; i < high; i++) {
+        const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         uint64_t bytes;
 
-        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid_ns != mine->pid_ns)
+        if (before[i].pid == 0 || __atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid != before[i].pid)
             continue;
         bytes = footprint(slot->pid, count);
         if (bytes != UINT64_MAX)
-            write_overhead(&slot->use[device], bytes, listed_bytes(&slot->use[device]), slot == mine && quiet);
+            write_overhead(device, i, bytes, slot == mine && quiet);
         else if (slot == mine && slot->use[device].contexts > 0)
             hm_tenant.usage->device[device].estimated = 1;
     }
@@ -121,7 +160,7 @@ static bool
 refresh(int device)
 {
     struct hm_slot *mine = hm_slot();
-    uint64_t before, after;
+    uint32_t high;
     bool quiet;
     int count;
 
@@ -130,13 +169,15 @@ refresh(int device)
     hm_pool_refresh(device);
     hm_graph_refresh(device);
     pthread_mutex_lock(&mutex);
-    quiet = hm_quota_quiet(device, &before) && __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0;
+    high = note_before(device, mine->pid_ns);
+    quiet = is_unchanged(device, mine);
     count = list_processes(device);
+    hm_pool_refresh(device); /* a pool that shrank meanwhile shows as a change */
+    hm_graph_refresh(device);
     hm_ledger_lock();
-    quiet = quiet && hm_quota_quiet(device, &after) && before == after &&
-            __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0;
+    quiet = quiet && is_unchanged(device, mine);
     if (count >= 0)
-        write_all(device, count, mine, quiet);
+        write_all(device, count, high, mine, quiet);
     else
         hm_tenant.usage->device[device].estimated = 1;
     hm_ledger_unlock();

@@ -19,29 +19,31 @@
 #define TRIM_WAIT_MS 20
 
 static uint32_t in_flight[HM_DEVICES]; /* calls of this process that are reserved and not settled */
-static uint64_t calls[HM_DEVICES];     /* how many there ever were */
+
+/* In flight before the ledger says used, and until after it says free: a measurement must not mistake it for overhead. */
+static void
+enter(int device)
+{
+    __atomic_fetch_add(&in_flight[device], 1, __ATOMIC_ACQ_REL); /* pairs with hm_quota_quiet */
+}
 
 static void
-begin(struct hm_charge *charge)
+leave(int device)
 {
-    charge->in_flight = true;
-    __atomic_fetch_add(&in_flight[charge->device], 1, __ATOMIC_ACQ_REL); /* pairs with hm_quota_quiet */
+    __atomic_fetch_sub(&in_flight[device], 1, __ATOMIC_RELEASE); /* pairs with hm_quota_quiet */
 }
 
 static void
 end(struct hm_charge *charge)
 {
-    if (!charge->in_flight)
-        return;
+    if (charge->in_flight)
+        leave(charge->device);
     charge->in_flight = false;
-    __atomic_fetch_add(&calls[charge->device], 1, __ATOMIC_RELEASE);
-    __atomic_fetch_sub(&in_flight[charge->device], 1, __ATOMIC_RELEASE); /* both pair with hm_quota_quiet */
 }
 
 bool
-hm_quota_quiet(int device, uint64_t *count)
+hm_quota_quiet(int device)
 {
-    *count = __atomic_load_n(&calls[device], __ATOMIC_ACQUIRE);
     return __atomic_load_n(&in_flight[device], __ATOMIC_ACQUIRE) == 0;
 }
 
@@ -74,24 +76,6 @@ others_hold_pools(int device, const struct hm_use *mine)
     return false;
 }
 
-/* Ask the others to trim, and wait for room at most TRIM_WAIT_MS. */
-static bool
-wait_for_others(int device, struct hm_use *use, uint32_t units)
-{
-    const struct timespec millisecond = {.tv_nsec = 1000000};
-
-    if (!others_hold_pools(device, use))
-        return false;
-    __atomic_fetch_add(&hm_tenant.usage->trim, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &hm_tenant.usage->trim, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    for (int i = 0; i < TRIM_WAIT_MS; i++) {
-        nanosleep(&millisecond, NULL);
-        if (hm_ledger_grow(device, use, units, 0))
-            return true;
-    }
-    return false;
-}
-
 static void
 reap(void)
 {
@@ -113,36 +97,75 @@ grant_is_good(int device)
     return false;
 }
 
+/* Take units, in flight. taken_bytes goes first: whoever measures reads it before used (overhead.c). */
+static bool
+take_granted(int device, struct hm_use *use, uint32_t units)
+{
+    enter(device);
+    __atomic_fetch_add(&use->taken_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
+    if (hm_ledger_take(use, units))
+        return true;
+    leave(device);
+    return false;
+}
+
+static bool
+grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_bytes)
+{
+    enter(device);
+    __atomic_fetch_add(&use->taken_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
+    if (hm_ledger_grow(device, use, units, margin_bytes))
+        return true;
+    leave(device);
+    return false;
+}
+
 /* Leaves at least HM_NEAR_BYTES free. Says in the page whether there is so much, for all processes of the tenant. */
 static bool
 take_far(int device, struct hm_use *use, uint32_t units)
 {
     uint32_t *near = &hm_tenant.usage->device[device].near, was = __atomic_load_n(near, __ATOMIC_RELAXED);
-    bool far = hm_ledger_grow(device, use, units, HM_NEAR_BYTES);
+    bool far = grow(device, use, units, HM_NEAR_BYTES);
 
     if (far == (was != 0))
         __atomic_store_n(near, !far, __ATOMIC_RELAXED);
     return far;
 }
 
-/* hurry: take the first no for an answer. */
+/* Ask the others to trim, and wait for room at most TRIM_WAIT_MS. */
+static bool
+wait_for_others(int device, struct hm_use *use, uint32_t units)
+{
+    const struct timespec millisecond = {.tv_nsec = 1000000};
+
+    if (!others_hold_pools(device, use))
+        return false;
+    __atomic_fetch_add(&hm_tenant.usage->trim, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &hm_tenant.usage->trim, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    for (int i = 0; i < TRIM_WAIT_MS; i++) {
+        nanosleep(&millisecond, NULL);
+        if (grow(device, use, units, 0))
+            return true;
+    }
+    return false;
+}
+
+/* Units for a call, in flight on success. hurry: take the first no for an answer. */
 static bool
 take(int device, struct hm_use *use, uint32_t units, bool hurry)
 {
-    if (HM_LIKELY(grant_is_good(device) && hm_ledger_take(use, units)) || take_far(device, use, units))
+    if (HM_LIKELY(grant_is_good(device) && take_granted(device, use, units)) || take_far(device, use, units))
         return true;
     hm_overhead_refresh(device);
-    if (hm_ledger_grow(device, use, units, 0))
+    if (grow(device, use, units, 0))
         return true;
     if (hurry)
         return false;
     reap();
-    if (hm_ledger_grow(device, use, units, 0))
-        return true;
     hm_pool_trim(device);
     hm_graph_trim(device);
     hm_overhead_refresh(device);
-    return hm_ledger_grow(device, use, units, 0) || wait_for_others(device, use, units);
+    return grow(device, use, units, 0) || wait_for_others(device, use, units);
 }
 
 static bool
@@ -160,7 +183,7 @@ reserve(struct hm_charge *charge, enum hm_kind kind, int device, uint64_t bytes,
         return false;
     charge->device = device;
     charge->bytes = (uint64_t)units * HM_UNIT_BYTES;
-    begin(charge);
+    charge->in_flight = true;
     count_kind(charge, use, (int64_t)charge->bytes);
     return true;
 }
@@ -208,10 +231,13 @@ hm_quota_adjust(struct hm_charge *charge, uint64_t bytes)
 
     if (use == NULL || whole == charge->bytes)
         return;
-    if (whole < charge->bytes)
+    if (whole < charge->bytes) {
         hm_ledger_give(use, hm_units(charge->bytes - whole));
-    else if (!hm_ledger_take(use, hm_units(whole - charge->bytes)))
-        hm_ledger_force(use, hm_units(whole - charge->bytes));
+    } else {
+        __atomic_fetch_add(&use->taken_bytes, whole - charge->bytes, __ATOMIC_ACQ_REL);
+        if (!hm_ledger_take(use, hm_units(whole - charge->bytes)))
+            hm_ledger_force(use, hm_units(whole - charge->bytes));
+    }
     count_kind(charge, use, (int64_t)(whole - charge->bytes));
     charge->bytes = whole;
 }
@@ -275,6 +301,8 @@ hm_object_freed(bool known, const struct hm_object *object, CUresult result)
 void
 hm_quota_begin(struct hm_charge *charge)
 {
-    if (charge->device >= 0)
-        begin(charge);
+    if (charge->device < 0)
+        return;
+    enter(charge->device);
+    charge->in_flight = true;
 }

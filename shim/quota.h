@@ -51,8 +51,8 @@ void hm_quota_release(const struct hm_charge *charge);
 /* The call in flight is over; the charge stays. Pairs with a successful reserve that is not released. */
 void hm_quota_done(struct hm_charge *charge);
 
-/* True if no call of this process is in flight on the device; *calls counts them, to see that none came between. */
-bool hm_quota_quiet(int device, uint64_t *calls);
+/* True if no call of this process is in flight on the device. */
+bool hm_quota_quiet(int device);
 
 /*
  * Settle the call: on success remember the charge under (type, key), otherwise give it back. Returns result. The usual

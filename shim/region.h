@@ -69,6 +69,7 @@ struct hm_limits {
 struct hm_use {
     uint64_t grant;                /* granted << 32 | used. The owner moves used up to granted without a lock; granted
                                       is raised by the owner and lowered by anybody, under the ledger lock */
+    uint64_t taken_bytes;          /* ever taken out of the grant, raised before used is; the owner */
     uint64_t overhead_bytes;       /* contexts, modules, local memory; written under the ledger lock */
     uint64_t exported_bytes;       /* part of used that was exported to other processes; the owner */
     uint64_t imported_bytes;       /* held here, used by whoever exported it; the owner */

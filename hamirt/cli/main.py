@@ -1,6 +1,7 @@
 """The `hamirt` command: finds the subcommand, and turns every error into one sentence and an exit code."""
 
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 refused, 2 usage; `hamirt run` has codes of its own."""
     arguments = sys.argv[1:] if argv is None else argv
     is_run = next((word for word in arguments if not word.startswith("-")), None) == "run"
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         result: Any = cli.main(arguments, prog_name="hamirt", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -53,4 +57,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stdout = None
         code = 0
+    except OSError as error:
+        sys.stdout = None
+        click.echo(f"hamirt: {error}", err=True)
+        code = RUN_ERROR if is_run else REFUSED
     sys.exit(code)

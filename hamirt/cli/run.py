@@ -63,12 +63,14 @@ def command(
             raise HamirtError(f"{unenforced}; --on-error allow starts it without a cap")
         click.echo(f"hamirt: no cap: {unenforced}", err=True)
     notes = tenants.Notes(simulated=sim, unenforced=unenforced)
-    tenant = tenants.create(root, name, command_line, limits, notes)
-    try:
-        ended = child.run(found.path, command_line, _environment(tenant.folder, shim if shim.exists() else None, sim))
-    except BaseException:
-        tenants.remove(tenant)
-        raise
+    with child.signals_kept() as mask:
+        tenant = tenants.create(root, name, command_line, limits, notes)
+        env = _environment(tenant.folder, shim if shim.exists() else None, sim)
+        try:
+            ended = child.run(found.path, command_line, env, mask)
+        except BaseException:
+            tenants.remove(tenant)
+            raise
     contexts.note(root, _measured_contexts(tenant.folder, limits, driver))
     if not ended.survivors:
         tenants.remove(tenant)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hamirt import config
@@ -89,13 +90,20 @@ def node(tmp_path: Path) -> Iterator[Node]:
                 stream.close()
 
 
+def kill_tree(pid: int) -> None:
+    """Kill a process and all below it, so that nobody holds its output open."""
+    process = psutil.Process(pid)
+    for member in [process, *process.children(recursive=True)]:
+        member.kill()
+
+
 @pytest.fixture
 def line_of() -> Any:
     """Read one line that a started program must say, or kill it after a deadline."""
 
     def read(process: "subprocess.Popen[str]") -> str:
         assert process.stdout is not None
-        watchdog = threading.Timer(DEADLINE_SECONDS, process.kill)
+        watchdog = threading.Timer(DEADLINE_SECONDS, kill_tree, [process.pid])
         watchdog.start()
         try:
             return process.stdout.readline().strip()

@@ -137,7 +137,7 @@ def test_control_z_stops_the_job_and_fg_goes_on(shell: Terminal, script: Path) -
 
 
 def test_in_the_background_it_stops_when_it_reads_and_can_be_fetched(shell: Terminal) -> None:
-    shell.type(f"{RUN} sh -c 'echo up-$((1 + 1)); exec cat'\n")
+    shell.type(f"{RUN} sh -c 'echo up-$((1 + 1)); while read x; do echo got-$x; done'\n")
     shell.expect("up-2")
     shell.type(CONTROL_Z)
     shell.expect("Stopped")
@@ -146,11 +146,13 @@ def test_in_the_background_it_stops_when_it_reads_and_can_be_fetched(shell: Term
     shell.type("jobs\n")
     while shell.expect("Running|Stopped")[0] == "Running":
         shell.type("jobs\n")
+    shell.type("echo shell-$((40 + 2))\n")
+    shell.expect("shell-42")
     shell.type("fg\n")
-    shell.expect("exec cat")
+    shell.expect("while read")
 
     shell.type("word\n")
-    shell.expect("word\r\nword")
+    shell.expect("got-word")
 
 
 def test_in_a_pipeline_the_others_keep_the_terminal(shell: Terminal, script: Path) -> None:

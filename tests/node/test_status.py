@@ -234,3 +234,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(node: Node) -> None:
     )  # fmt: skip
 
     assert ended.stderr == ""
+
+
+def test_output_that_goes_nowhere(node: Node) -> None:
+    def shell(redirection: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = ["sh", "-c", f'"$@" {redirection}', "sh", *HAMIRT, *arguments]
+        return subprocess.run(command, env=node.env, capture_output=True, text=True, timeout=60)
+
+    closed = shell(">&-", "status", "--sim")
+    full = shell(">/dev/full", "status", "--sim")
+    run = shell(">&- 2>&- <&-", "run", "--sim", "--", "sh", "-c", "exit 3")
+
+    assert (closed.returncode, closed.stderr) == (0, "")
+    assert (full.returncode, full.stderr) == (1, "hamirt: [Errno 28] No space left on device\n")
+    assert run.returncode == 3
