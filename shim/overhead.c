@@ -1,6 +1,7 @@
 #include "overhead.h"
 
 #include "ledger.h"
+#include "local.h"
 #include "log.h"
 #include "pool.h"
 #include "quota.h"
@@ -116,12 +117,12 @@ note_before(int device, uint64_t pid_ns)
  * flight. The ledger lock is held.
  */
 static void
-write_overhead(int device, uint32_t index, uint64_t footprint_bytes, bool exact)
+write_overhead(int device, uint32_t index, uint64_t footprint_bytes, uint64_t pending, bool exact)
 {
     struct hm_use *use = &hm_tenant.usage->slot[index].use[device];
     uint64_t most = before[index].listed +
                     (__atomic_load_n(&use->taken_bytes, __ATOMIC_ACQUIRE) - before[index].taken);
-    uint64_t overhead = footprint_bytes > most ? footprint_bytes - most : 0;
+    uint64_t overhead = (footprint_bytes > most ? footprint_bytes - most : 0) + pending;
 
     if (exact || overhead > use->overhead_bytes)
         __atomic_store_n(&use->overhead_bytes, overhead, __ATOMIC_RELAXED);
@@ -139,7 +140,7 @@ is_unchanged(int device, const struct hm_slot *mine)
 }
 
 static void
-write_all(int device, int count, uint32_t high, const struct hm_slot *mine, bool quiet)
+write_all(int device, int count, uint32_t high, const struct hm_slot *mine, uint64_t pending, bool quiet)
 {
     for (uint32_t i = 0; i < high; i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
@@ -149,7 +150,7 @@ write_all(int device, int count, uint32_t high, const struct hm_slot *mine, bool
             continue;
         bytes = footprint(slot->pid, count);
         if (bytes != UINT64_MAX)
-            write_overhead(device, i, bytes, slot == mine && quiet);
+            write_overhead(device, i, bytes, slot == mine ? pending : 0, slot == mine && quiet);
         else if (slot == mine && slot->use[device].contexts > 0)
             hm_tenant.usage->device[device].estimated = 1;
     }
@@ -160,12 +161,14 @@ static bool
 refresh(int device)
 {
     struct hm_slot *mine = hm_slot();
+    uint64_t pending;
     uint32_t high;
     bool quiet;
     int count;
 
     if (mine == NULL)
         return true;
+    pending = hm_local_pending(device);
     hm_pool_refresh(device);
     hm_graph_refresh(device);
     pthread_mutex_lock(&mutex);
@@ -177,7 +180,7 @@ refresh(int device)
     hm_ledger_lock();
     quiet = quiet && is_unchanged(device, mine);
     if (count >= 0)
-        write_all(device, count, high, mine, quiet);
+        write_all(device, count, high, mine, pending, quiet);
     else
         hm_tenant.usage->device[device].estimated = 1;
     hm_ledger_unlock();
@@ -266,6 +269,14 @@ hm_overhead_context_end(int device, bool made)
         measure_context(device);
 }
 
+/* The last context of this process on a device is gone. */
+static void
+forget_context(int device, struct hm_slot *mine)
+{
+    hm_local_forget(device);
+    hm_ledger_overhead(device, &mine->use[device], -(int64_t)mine->use[device].overhead_bytes, true);
+}
+
 void
 hm_overhead_context_gone(int device)
 {
@@ -275,7 +286,7 @@ hm_overhead_context_gone(int device)
         return;
     if (mine->use[device].contexts > 0 &&
         __atomic_sub_fetch(&mine->use[device].contexts, 1, __ATOMIC_RELAXED) == 0)
-        hm_ledger_overhead(device, &mine->use[device], -(int64_t)mine->use[device].overhead_bytes, true);
+        forget_context(device, mine);
     hm_overhead_refresh(device); /* what the driver keeps after its last context is still on the card */
 }
 

@@ -3,6 +3,7 @@
 
 #include "log.h"
 #include "overhead.h"
+#include "physical.h"
 #include "pool.h"
 #include "quota.h"
 
@@ -40,6 +41,7 @@ after_fork_child(void)
     hm_object_after_fork(true);
     hm_pool_after_fork_child();
     hm_graph_after_fork_child();
+    hm_physical_after_fork_child();
     hm_helper_after_fork_child();
 }
 

@@ -21,7 +21,6 @@ struct hm_context {
     uint64_t blocks;       /* overhead of the context itself */
     uint64_t limit_blocks; /* and of its limits and local memory */
     size_t limits[HM_LIMITS];
-    size_t local_bytes; /* per thread, as large as any kernel launched so far needed */
     CUfunc_cache cache;
     uint64_t peers; /* bit per card: peer access enabled */
     struct hm_slab *slabs;

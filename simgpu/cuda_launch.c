@@ -90,15 +90,15 @@ hm_launch_prepare(const struct hm_launch *launch, struct hm_op *op)
 CUresult
 hm_launch_local_memory(struct hm_context *ctx, const struct hm_function *function)
 {
-    size_t before = ctx->local_bytes;
+    size_t *stack = &ctx->limits[CU_LIMIT_STACK_SIZE], before = *stack;
     CUresult result;
 
     if (function->local_bytes <= before)
         return CUDA_SUCCESS;
-    ctx->local_bytes = function->local_bytes;
+    *stack = function->local_bytes; /* the driver raises the limit itself (580) */
     result = hm_context_fit_limits(ctx);
     if (result != CUDA_SUCCESS)
-        ctx->local_bytes = before;
+        *stack = before;
     return result;
 }
 

@@ -17,7 +17,6 @@ hm_context_default_limits(struct hm_context *ctx)
     ctx->limits[CU_LIMIT_DEV_RUNTIME_SYNC_DEPTH] = 2;
     ctx->limits[CU_LIMIT_DEV_RUNTIME_PENDING_LAUNCH_COUNT] = 2048;
     ctx->limits[CU_LIMIT_MAX_L2_FETCH_GRANULARITY] = 64;
-    ctx->local_bytes = STACK_DEFAULT;
 }
 
 /* What a context's own 520 MiB do not cover. */
@@ -32,8 +31,7 @@ hm_context_fit_limits(struct hm_context *ctx)
 {
     uint64_t threads = (uint64_t)HM_CARD_SMS * THREADS_PER_SM;
     uint64_t stack = ctx->limits[CU_LIMIT_STACK_SIZE];
-    uint64_t local = ctx->local_bytes > stack ? ctx->local_bytes : stack;
-    uint64_t wanted = blocks_beyond(local * threads, STACK_DEFAULT * threads) +
+    uint64_t wanted = blocks_beyond(stack * threads, STACK_DEFAULT * threads) +
                       blocks_beyond(ctx->limits[CU_LIMIT_MALLOC_HEAP_SIZE], HEAP_DEFAULT) +
                       blocks_beyond(ctx->limits[CU_LIMIT_PRINTF_FIFO_SIZE], FIFO_DEFAULT);
 

@@ -84,6 +84,8 @@ hm_memory_delete(struct hm_range *range)
         free((void *)range->address);
     else if (range->kind != HM_MEMORY_REGISTERED && range->kind != HM_MEMORY_MAPPED)
         hm_space_give(range->address, range->bytes);
+    if (range->blocks != 0 && range->kind == HM_MEMORY_MANAGED)
+        hm_card_unbill(range->card, -(int64_t)range->blocks);
     if (range->blocks != 0)
         hm_blocks_give(range->card, range->blocks);
     hm_range_remove(range);
@@ -99,6 +101,8 @@ hm_managed_touch(uint64_t address)
         range->blocks != 0)
         return;
     blocks = hm_blocks(range->bytes);
-    if (hm_blocks_take(range->card, blocks))
-        range->blocks = blocks;
+    if (!hm_blocks_take(range->card, blocks))
+        return;
+    range->blocks = blocks;
+    hm_card_unbill(range->card, (int64_t)blocks);
 }

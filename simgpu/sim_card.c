@@ -26,6 +26,12 @@ hm_card_give(uint32_t card, uint64_t blocks)
     hm_local.state->card[card].blocks_used -= blocks;
 }
 
+void
+hm_card_unbill(uint32_t card, int64_t blocks)
+{
+    hm_local.state->slots[hm_local.slot].unbilled[card] += (uint64_t)blocks;
+}
+
 static struct hm_object *
 object_by_id(uint64_t id)
 {
@@ -42,14 +48,14 @@ holds(const struct hm_object *object, int slot)
     return (object->holders[slot / 64] >> (slot % 64) & 1) != 0;
 }
 
-static int
-any_holder(const struct hm_object *object)
+static bool
+is_held(const struct hm_object *object)
 {
-    for (int slot = 0; slot < HM_SLOTS; slot++) {
-        if (holds(object, slot))
-            return slot;
+    for (int i = 0; i < HM_SLOTS / 64; i++) {
+        if (object->holders[i] != 0)
+            return true;
     }
-    return -1;
+    return false;
 }
 
 bool
@@ -88,8 +94,8 @@ object_release(struct hm_object *object, int slot)
 {
     object->holders[slot / 64] &= ~(1ull << (slot % 64));
     if (object->payer == slot)
-        object->payer = any_holder(object);
-    if (object->payer >= 0)
+        object->payer = -1;
+    if (is_held(object))
         return;
     hm_local.state->card[object->card].blocks_used -= object->blocks;
     object->id = 0;
@@ -104,7 +110,8 @@ hm_object_drop(uint64_t id)
 uint64_t
 hm_card_slot_blocks(uint32_t card, int slot)
 {
-    uint64_t blocks = hm_local.state->slots[slot].blocks[card];
+    const struct hm_slot *owner = &hm_local.state->slots[slot];
+    uint64_t blocks = owner->blocks[card] - owner->unbilled[card];
 
     for (int i = 0; i < HM_OBJECTS; i++) {
         const struct hm_object *object = &hm_local.state->objects[i];
@@ -139,6 +146,7 @@ hm_card_drop_slot(int slot)
     for (uint32_t card = 0; card < hm_local.state->cards; card++) {
         hm_local.state->card[card].blocks_used -= owner->blocks[card];
         owner->blocks[card] = 0;
+        owner->unbilled[card] = 0;
     }
     for (int i = 0; i < HM_OBJECTS; i++) {
         struct hm_object *object = &hm_local.state->objects[i];

@@ -12,6 +12,9 @@
 bool hm_card_take(uint32_t card, uint64_t blocks);
 void hm_card_give(uint32_t card, uint64_t blocks);
 
+/* Of the blocks taken, so many are managed memory (less, if negative), which NVML bills to nobody. */
+void hm_card_unbill(uint32_t card, int64_t blocks);
+
 /* A new object held by this process; false when card or table are full. */
 bool hm_object_create(uint64_t id, uint32_t card, uint64_t blocks);
 /* The living object of that id, or NULL. */
@@ -24,7 +27,7 @@ uint64_t hm_card_slot_blocks(uint32_t card, int slot);
 
 /* Recomputes blocks_used from the records. */
 void hm_card_recount(uint32_t card);
-/* Takes everything from a dead process; a living holder of an object becomes its payer. */
+/* Takes everything from a dead process. What others hold of it stays, billed to nobody. */
 void hm_card_drop_slot(int slot);
 
 /* The identity of card `index`: fixed, so that tests can name it. */

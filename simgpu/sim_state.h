@@ -31,9 +31,11 @@ struct hm_slot {
     uint64_t generation; /* tells a slot's successive owners apart */
     uint32_t contexts[HM_CARDS_MAX];
     uint64_t blocks[HM_CARDS_MAX]; /* private physical memory, shared objects not included */
+    uint64_t unbilled[HM_CARDS_MAX]; /* of these, what NVML shows for no process: managed memory */
 };
 
-/* Physical memory that several processes can hold. `payer` is the one NVML shows it for. */
+/* Physical memory that several processes can hold. `payer` is the one NVML shows it for:
+   the one that made it, as long as it holds it; afterwards nobody (-1). */
 struct hm_object {
     uint64_t id; /* inode of the memfd that names it; 0: free */
     int32_t card;

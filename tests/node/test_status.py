@@ -160,6 +160,27 @@ def test_inside_a_tenant_it_shows_that_tenant(node: Node, line_of: Any) -> None:
     assert [tenant["name"] for tenant in status["tenants"]] == ["me"]
 
 
+def test_in_a_container_it_finds_the_tenant_by_its_mounts(node: Node, unshare: str, line_of: Any) -> None:
+    # given the pages of a tenant, mounted where a container has them
+    hold(node, line_of, "boxed", "0", "0", "1000", "0", "0", "0", options=("--gpu", "0", "--mem", "8GiB"))
+    (folder,) = node.folders()
+    script = (
+        "mount -t tmpfs none /run && mkdir -p /run/hamirt/ro /run/hamirt/rw && cd $0 && "
+        "mount --bind ro /run/hamirt/ro && mount --bind rw /run/hamirt/rw && "
+        '"$@" status --json; "$@" run -- true; echo $?'
+    )
+    command = [unshare, "-m", "sh", "-c", script, str(node.root / "tenants" / folder), *HAMIRT]
+
+    ended = subprocess.run(command, env=node.env, capture_output=True, text=True, timeout=60)
+
+    shown, code = ended.stdout.rsplit("}", 1)
+    status = json.loads(shown + "}")
+    assert status["inside_tenant"]
+    assert [(one["name"], one["cards"][0]["used_bytes"]) for one in status["tenants"]] == [("boxed", 1000 * MIB)]
+    assert code.strip() == "125"
+    assert "this already runs in a tenant (/run/hamirt)" in ended.stderr
+
+
 def test_without_a_driver_the_tenants_are_shown(node: Node, line_of: Any) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a driver")

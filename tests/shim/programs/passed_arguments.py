@@ -234,6 +234,8 @@ def _argument(entry: str, number: int, text: str) -> str:
         return next(node for part, node in NODES.items() if part in entry)
     if name in BY_NAME and (kind, name) not in EXCEPT and not (BY_NAME[name].isdigit() and "*" in kind):
         return BY_NAME[name]
+    if kind == "CUarray" and re.search("Memcpy[ADH]to[ADH]", entry):
+        return "things.row"
     if kind in BY_TYPE:
         return BY_TYPE[kind]
     if "*" in kind or found[3]:

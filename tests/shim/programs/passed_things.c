@@ -297,9 +297,11 @@ make_arrays(void)
                                      .Format = CU_AD_FORMAT_UNSIGNED_INT8,
                                      .NumChannels = 1,
                                      .Flags = CUDA_ARRAY3D_SURFACE_LDST};
+    CUDA_ARRAY_DESCRIPTOR row = {4096, 0, CU_AD_FORMAT_UNSIGNED_INT8, 1};
 
     TRY(cuArray3DCreate_v2(&things.array, &shape));
     TRY(cuMipmappedArrayCreate(&things.mipmap, &shape, 2));
+    TRY(cuArrayCreate_v2(&things.row, &row));
     shape.Flags |= CUDA_ARRAY3D_DEFERRED_MAPPING;
     TRY(cuArray3DCreate_v2(&things.deferred, &shape));
     TRY(cuMipmappedArrayCreate(&things.deferred_mipmap, &shape, 2));

@@ -26,7 +26,7 @@ struct things {
     void *host, *pinned, *registered, *registered_host;
     CUstream stream, stream_v1;
     CUevent event, event_v1;
-    CUarray array, deferred;
+    CUarray array, deferred, row; /* row: of one dimension, 4096 bytes */
     CUmipmappedArray mipmap, deferred_mipmap;
     CUmodule module;
     CUfunction function;
