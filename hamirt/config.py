@@ -8,7 +8,7 @@ from pathlib import Path
 from hamirt.errors import HamirtError
 
 SYSTEM_ROOT = Path("/run/hamirt")
-SUPERVISOR_SOCKET = SYSTEM_ROOT / "supervisor.sock"
+SUPERVISOR_SOCKET = SYSTEM_ROOT / "hamirt.sock"
 CONTAINER_TENANT = SYSTEM_ROOT  # where a container finds its tenant's pages, ro/ and rw/
 TENANT_VARIABLE = "HAMIRT_TENANT_DIR"
 SIM_STATE_VARIABLE = "HAMIRT_SIM_STATE"

@@ -158,9 +158,13 @@ def test_forks_while_other_threads_allocate(start: Start, tenant: Tenant) -> Non
     assert held(tenant) == {process.pid: 64}
 
 
-def test_forks_during_the_first_call(start: Start, tenant: Tenant) -> None:
+@pytest.mark.parametrize("cards", [1, 2])
+def test_forks_during_the_first_call(cards: int, node: Node, build: Build) -> None:
+    # with two cards and one of them given, the driver's list of devices is changed for that call
+    node.cards = cards
+    tenant = node.tenant(mem=4096 * MIB, devices=[cards - 1])
     delays = {"HAMIRT_SIM_FAULT": "cuInit:delay=20000,cuDevicePrimaryCtxRetain:delay=20000"}
-    process = start("during", 60, extra=delays)
+    process = Talk(node.start([build("fork_scenarios"), "during", "60"], tenant, extra=delays))
 
     assert process.hear("begun") == 0, "children that hung or crashed"
     assert held(tenant) == {process.pid: 16}

@@ -29,6 +29,7 @@ def test_memory_nodes_are_charged_from_the_launch_to_the_trim(node: Node, build:
         "instantiated": 0,
         "launched": 100,
         "launched-again": 100,
+        "just-trimmed": 0,
         "trimmed": 0,
         "uploaded": 100,
         "other-stream": 100,
@@ -54,7 +55,7 @@ def test_refusals_at_the_cap(node: Node, build: Build) -> None:
 
 
 def test_graphs_of_one_stream_share_memory_below_the_cap(node: Node, build: Build) -> None:
-    tenant = tenant_of(node, CONTEXT_BYTES + RESERVE_BYTES + 512 * MIB + PIECE_BYTES)
+    tenant = tenant_of(node, CONTEXT_BYTES + RESERVE_BYTES + 512 * MIB + 2 * PIECE_BYTES)
 
     limited = walk(node, build, "graph_steps", "sharing", tenant=tenant)
 

@@ -35,6 +35,7 @@ def ledger(node: Node, tmp_path: Path) -> ctypes.CDLL:
         getattr(library, f"harness_{name}").restype = ctypes.c_bool
     library.harness_reset.argtypes = [ctypes.c_int, ctypes.c_uint64]
     library.harness_grow.argtypes = [ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64]
+    library.harness_share.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64]
     library.harness_overhead.argtypes = [ctypes.c_int, ctypes.c_int64]
     tenant = node.tenant()
     assert library.harness_open(str(tenant.limits_page).encode(), str(tenant.usage_page).encode()) == 0
@@ -142,3 +143,27 @@ def test_the_ledger_refuses_only_what_does_not_fit(ledger: ctypes.CDLL) -> None:
             max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("shares", "dead", "orphans"),
+    [
+        ([(8, 0), (0, 8)], [], 0),  # its exporter owns it
+        ([(8, 0), (0, 8)], [0], 8),  # and when that dies, whoever imported it
+        ([(8, 0), (0, 8), (0, 8)], [0], 8),  # which is the same memory for two importers
+        ([(8, 4), (4, 8)], [], 0),  # each exports to the other
+        ([(8, 4), (4, 8)], [0], 8),
+        ([(0, 8)], [], 8),  # imported from outside the tenant
+    ],
+)
+def test_orphans_are_charged_once(
+    ledger: ctypes.CDLL, shares: list[tuple[int, int]], dead: list[int], orphans: int
+) -> None:
+    ledger.harness_reset(len(shares), 4096 * MIB)
+    for index, (exported, imported) in enumerate(shares):
+        ledger.harness_share(index, exported * MIB, imported * MIB)
+
+    for index in dead:
+        ledger.harness_die(index)
+
+    assert ledger.harness_charged() == orphans * MIB

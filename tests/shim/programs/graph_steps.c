@@ -68,6 +68,7 @@ nodes(void)
     launch(exec, stream);
     stop("launched-again");
     CHECK(cuDeviceGraphMemTrim(device));
+    stop_silently("just-trimmed");
     stop("trimmed");
     CHECK(cuGraphUpload(exec, stream));
     CHECK(cuStreamSynchronize(stream));
@@ -166,15 +167,60 @@ capture(void)
     stop("capture-gone");
 }
 
-/* Two graphs that fit one after the other share memory; sixteen allocations that follow each other, too. */
+/* One thread waits so many ns; the simulated driver knows the kernel by its name. */
+static const char spin[] = ".version 6.0\n.target sm_50\n.address_size 64\n\n"
+                           ".visible .entry hm_spin(.param .u64 p_ns)\n{\n"
+                           "    .reg .pred %p<2>;\n"
+                           "    .reg .b64 %rd<5>;\n"
+                           "    ld.param.u64 %rd1, [p_ns];\n"
+                           "    mov.u64 %rd2, %globaltimer;\n"
+                           "WAIT:\n"
+                           "    mov.u64 %rd3, %globaltimer;\n"
+                           "    sub.u64 %rd4, %rd3, %rd2;\n"
+                           "    setp.lt.u64 %p1, %rd4, %rd1;\n"
+                           "    @%p1 bra WAIT;\n"
+                           "    ret;\n}\n";
+
+/* Allocate, work for a while, free. */
+static CUgraphExec
+working_graph(size_t bytes, CUfunction work)
+{
+    unsigned long long ns = 30000000;
+    void *arguments[] = {&ns};
+    CUDA_KERNEL_NODE_PARAMS params = {.func = work,
+                                      .gridDimX = 1,
+                                      .gridDimY = 1,
+                                      .gridDimZ = 1,
+                                      .blockDimX = 1,
+                                      .blockDimY = 1,
+                                      .blockDimZ = 1,
+                                      .kernelParams = arguments};
+    CUgraphNode alloc, kernel, gone;
+    CUdeviceptr address;
+    CUgraph graph;
+
+    CHECK(cuGraphCreate(&graph, 0));
+    alloc = add_alloc(graph, NULL, bytes, &address);
+    CHECK(cuGraphAddKernelNode(&kernel, graph, &alloc, 1, &params));
+    CHECK(cuGraphAddMemFreeNode(&gone, graph, &kernel, 1, address));
+    return instantiate(graph);
+}
+
+/* Two graphs in one stream share memory, though the first still runs; so do allocations that follow each other. */
 static void
 sharing(void)
 {
+    CUgraphExec one, two, many;
     CUdeviceptr address;
-    CUgraphExec one = instantiate(make_graph(512 * MIB, 1, 1, &address));
-    CUgraphExec two = instantiate(make_graph(512 * MIB, 1, 1, &address));
-    CUgraphExec many = instantiate(make_graph(256 * MIB, 16, 1, &address));
+    CUfunction work;
+    CUmodule module;
 
+    CHECK(cuModuleLoadData(&module, spin));
+    CHECK(cuModuleGetFunction(&work, module, "hm_spin"));
+    free_at_start = free_bytes();
+    one = working_graph(512 * MIB, work);
+    two = working_graph(512 * MIB, work);
+    many = instantiate(make_graph(256 * MIB, 16, 1, &address));
     for (int i = 0; i < 4; i++) {
         answer("one", cuGraphLaunch(one, stream));
         answer("two", cuGraphLaunch(two, stream));
