@@ -44,6 +44,9 @@ unknown_fits(int device)
 bool
 hm_code_load_begin(struct hm_charge *charge, uint64_t variables)
 {
+    *charge = (struct hm_charge){.device = -1};
+    if (!hm_overhead_services_fit())
+        return false;
     return hm_quota_reserve(charge, HM_LINEAR, variables >= LARGE_BYTES ? hm_device_current() : -1,
                             variables != HM_IMAGE_UNKNOWN ? hm_whole_blocks(variables) : 0);
 }
@@ -180,17 +183,12 @@ loads_eagerly(void)
 
 /* Loading eagerly takes the memory at once. */
 bool
-hm_code_library_begin(uint64_t variables)
+hm_code_library_begin(struct hm_charge *charge, uint64_t variables)
 {
-    int device;
+    bool eager = variables >= LARGE_BYTES && variables != HM_IMAGE_UNKNOWN && loads_eagerly();
 
-    if (variables < LARGE_BYTES || variables == HM_IMAGE_UNKNOWN || !loads_eagerly())
-        return true;
-    device = hm_device_current();
-    if (hm_overhead_load_fits(device, variables))
-        return true;
-    hm_quota_refused(device, variables);
-    return false;
+    return hm_quota_reserve(charge, HM_LINEAR, eager ? hm_device_current() : -1,
+                            eager ? hm_whole_blocks(variables) : 0);
 }
 
 CUresult
@@ -214,14 +212,18 @@ hm_code_library_unload(CUlibrary library)
 }
 
 CUresult
-hm_code_library_end(CUlibrary *library, uint64_t variables, CUresult result)
+hm_code_library_end(struct hm_charge *charge, CUlibrary *library, uint64_t variables,
+                    CUresult result)
 {
     struct hm_object object = {.type = HM_LIBRARY, .charge = {.device = -1}};
 
-    if (result != CUDA_SUCCESS || variables < LARGE_BYTES)
+    if (variables < LARGE_BYTES)
         return result;
-    object.key = (uintptr_t)*library;
+    object.key = result == CUDA_SUCCESS ? (uintptr_t)*library : 0;
     object.value = variables == HM_IMAGE_UNKNOWN ? 0 : hm_whole_blocks(variables);
+    hm_quota_settle(charge, HM_MODULE, object.key + (unsigned int)charge->device, true, result);
+    if (result != CUDA_SUCCESS)
+        return result;
     if (hm_object_put(&object))
         __atomic_fetch_add(&large_libraries, 1, __ATOMIC_RELAXED);
     if (!loads_eagerly() || hm_code_library_fits(*library))

@@ -18,8 +18,9 @@ CUresult hm_code_unload(CUmodule module);
  * Libraries take their memory in each context when something in them is first used there. For one with large variables
  * (or of PTX, where nobody knows) we make that happen at the first look-up, where it can be refused.
  */
-bool hm_code_library_begin(uint64_t variables);
-CUresult hm_code_library_end(CUlibrary *library, uint64_t variables, CUresult result);
+bool hm_code_library_begin(struct hm_charge *charge, uint64_t variables);
+CUresult hm_code_library_end(struct hm_charge *charge, CUlibrary *library, uint64_t variables,
+                             CUresult result);
 CUresult hm_code_library_unload(CUlibrary library);
 
 /* A look-up in the library, or of the function of one of its kernels, is about to be made. False: out of memory. */

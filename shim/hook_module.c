@@ -72,11 +72,12 @@ cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions
                   unsigned int numLibraryOptions)
 {
     uint64_t variables = hm_active() ? hm_image_variables(code) : 0;
+    struct hm_charge charge;
 
-    if (!hm_code_library_begin(variables))
+    if (!hm_code_library_begin(&charge, variables))
         return CUDA_ERROR_OUT_OF_MEMORY;
     return hm_code_library_end(
-        library, variables,
+        &charge, library, variables,
         REAL(cuLibraryLoadData(library, code, jitOptions, jitOptionsValues, numJitOptions,
                                libraryOptions, libraryOptionValues, numLibraryOptions)));
 }
@@ -88,11 +89,12 @@ cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *ji
                       unsigned int numLibraryOptions)
 {
     uint64_t variables = hm_active() ? hm_image_file_variables(fileName) : 0;
+    struct hm_charge charge;
 
-    if (!hm_code_library_begin(variables))
+    if (!hm_code_library_begin(&charge, variables))
         return CUDA_ERROR_OUT_OF_MEMORY;
     return hm_code_library_end(
-        library, variables,
+        &charge, library, variables,
         REAL(cuLibraryLoadFromFile(library, fileName, jitOptions, jitOptionsValues, numJitOptions,
                                    libraryOptions, libraryOptionValues, numLibraryOptions)));
 }

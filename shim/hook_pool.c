@@ -15,7 +15,8 @@
 
 struct pool {
     CUmemoryPool handle; /* NULL: the entry is free */
-    struct hm_charge charge;
+    struct hm_charge charge; /* under the mutex */
+    uint64_t charged_bytes;  /* the same figure, atomic: for a look without the mutex */
 };
 
 static struct pool pools[POOLS];
@@ -55,6 +56,7 @@ add(CUmemoryPool handle, int device)
             continue;
         pool = &pools[i];
         pool->charge = (struct hm_charge){.device = device, .kind = HM_POOL};
+        pool->charged_bytes = 0;
         __atomic_store_n(&pool->handle, handle, __ATOMIC_RELEASE);
         if (i >= pool_high)
             __atomic_store_n(&pool_high, i + 1, __ATOMIC_RELEASE); /* pairs with the acquire in find */
@@ -68,6 +70,7 @@ static void
 read_pool(struct pool *pool)
 {
     hm_quota_adjust(&pool->charge, attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT));
+    __atomic_store_n(&pool->charged_bytes, pool->charge.bytes, __ATOMIC_RELAXED);
 }
 
 /* The device on which a stream allocates, as the tenant's index. */
@@ -143,7 +146,8 @@ settle(struct pool_call *call)
     int device = pool->charge.device;
     bool grew;
 
-    if (HM_LIKELY(attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) == pool->charge.bytes)) {
+    if (HM_LIKELY(attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) ==
+                  __atomic_load_n(&pool->charged_bytes, __ATOMIC_RELAXED))) {
         hm_quota_release(&call->charge);
         return true;
     }

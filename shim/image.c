@@ -20,6 +20,7 @@
 #define NAME_BYTES 10
 #define TEXT_BYTES 4096
 #define LONGEST_TEXT_BYTES 268435456
+#define LONGEST_NAME_BYTES 16
 #define COUNTED_BYTES 4096 /* smaller variables are not worth a look at their section's name */
 
 enum { FATBIN_PTX = 1, FATBIN_ELF = 2 };
@@ -87,6 +88,35 @@ holds_variables(const void *image, const Elf64_Shdr *section, uint64_t names)
            memcmp(name, ".nv.global", sizeof(name)) == 0;
 }
 
+static uint32_t services; /* atomic */
+
+uint32_t
+hm_image_services(void)
+{
+    return __atomic_load_n(&services, __ATOMIC_RELAXED);
+}
+
+/* Look for the names of services in a string table. */
+static void
+scan_names(const void *image, const Elf64_Shdr *section)
+{
+    static const struct {
+        const char *name;
+        uint32_t bit;
+    } known[] = {{"__assertfail", HM_SERVICE_ASSERT}, {"vprintf", HM_SERVICE_PRINTF}, {"malloc", HM_SERVICE_MALLOC}};
+    char text[TEXT_BYTES];
+    uint64_t step = sizeof(text) - LONGEST_NAME_BYTES; /* a name may lie across two pieces */
+
+    for (uint64_t at = 0; at < section->sh_size && at < LONGEST_TEXT_BYTES; at += step) {
+        uint64_t rest = section->sh_size - at;
+        size_t bytes = peek_some(image, plus(section->sh_offset, at), text, rest < sizeof(text) ? rest : sizeof(text));
+
+        for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+            if (memmem(text, bytes, known[i].name, strlen(known[i].name) + 1) != NULL)
+                __atomic_fetch_or(&services, known[i].bit, __ATOMIC_RELAXED);
+    }
+}
+
 static bool
 is_cubin(const Elf64_Ehdr *head)
 {
@@ -114,9 +144,12 @@ cubin_variables(const void *image)
 
         if (!peek(image, plus(head.e_shoff, at * sizeof(first)), section, some * sizeof(first)))
             return bytes;
-        for (uint64_t i = 0; i < some; i++)
+        for (uint64_t i = 0; i < some; i++) {
             if (holds_variables(image, &section[i], first.sh_offset))
                 bytes = plus(bytes, section[i].sh_size);
+            if (section[i].sh_type == SHT_STRTAB)
+                scan_names(image, &section[i]);
+        }
     }
     return bytes;
 }
@@ -153,7 +186,9 @@ fatbin_variables(const void *image, const struct fatbin *fatbin)
         if (!peek(image, at, &entry, sizeof(entry)) || entry.header_bytes < sizeof(entry))
             break;
         payload = plus(at, entry.header_bytes);
-        if (entry.kind == FATBIN_ELF && payload < end)
+        if (entry.kind == FATBIN_ELF && entry.compressed_bytes != 0)
+            __atomic_fetch_or(&services, HM_SERVICE_ASSERT, __ATOMIC_RELAXED);
+        else if (entry.kind == FATBIN_ELF && payload < end)
             bytes = cubin_variables((const char *)image + payload);
         else if (entry.kind == FATBIN_PTX && payload < end && entry.compressed_bytes == 0)
             bytes = ptx_variables((const char *)image + payload);

@@ -1,5 +1,6 @@
 #include "overhead.h"
 
+#include "image.h"
 #include "ledger.h"
 #include "local.h"
 #include "log.h"
@@ -25,9 +26,11 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one measurement at 
 static nvmlProcessInfo_v2_t processes[PROCESSES];         /* under the mutex */
 static nvmlDevice_t handles[HM_DEVICES];                  /* under the mutex */
 static bool nvml_works;                                   /* after nvml_ready */
-static bool nvml_tried;                                   /* nvml_ready will not block any more */
+static bool nvml_warm;                                    /* NVML was asked once and answers at once; atomic */
 static uint32_t unmeasured;                               /* a bit for each device with a new context; atomic */
 static uint32_t creating[HM_DEVICES];                     /* contexts being made; atomic */
+static uint64_t measured_bytes[HM_DEVICES];               /* our overhead as last measured exactly; atomic */
+static uint32_t services;                                 /* that are charged in each context; atomic */
 
 static void
 nvml_init(void)
@@ -35,7 +38,6 @@ nvml_init(void)
     nvml_works = hm_resolve_nvml() && REAL_NVML(nvmlInit_v2()) == NVML_SUCCESS;
     if (!nvml_works)
         hm_log_once("NVML does not answer; context sizes are estimated");
-    __atomic_store_n(&nvml_tried, true, __ATOMIC_RELEASE); /* pairs with the acquire in hm_overhead_context_end */
 }
 
 static bool
@@ -81,7 +83,8 @@ static uint64_t
 listed_bytes(const struct hm_use *use)
 {
     uint64_t used = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_ACQUIRE) * (uint64_t)HM_UNIT_BYTES;
-    uint64_t unlisted = use->kind_bytes[HM_MANAGED] + use->kind_bytes[HM_EXTERNAL];
+    uint64_t unlisted = __atomic_load_n(&use->kind_bytes[HM_MANAGED], __ATOMIC_RELAXED) +
+                        __atomic_load_n(&use->kind_bytes[HM_EXTERNAL], __ATOMIC_RELAXED);
 
     return used > unlisted ? used - unlisted : 0;
 }
@@ -110,6 +113,37 @@ note_before(int device, uint64_t pid_ns)
     return high < HM_SLOTS ? high : HM_SLOTS;
 }
 
+/* What the services of image.h take in each context (H100, driver 580: bench/results/late-h100.json). */
+static uint64_t
+service_bytes(uint32_t bits)
+{
+    uint64_t mib = 0;
+
+    if (bits & HM_SERVICE_MALLOC)
+        mib = 148; /* with the others in it */
+    else if (bits & HM_SERVICE_ASSERT)
+        mib = 92;
+    else if (bits & HM_SERVICE_PRINTF)
+        mib = 64;
+    return mib * HM_MIB;
+}
+
+static uint64_t
+load(const uint64_t *value)
+{
+    return __atomic_load_n(value, __ATOMIC_RELAXED);
+}
+
+/* The contexts, and the services, which come with the first kernel that calls them: that may be yet to come. */
+static uint64_t
+least_overhead(int device, const struct hm_use *use)
+{
+    uint64_t context = load(&hm_tenant.usage->device[device].context_bytes);
+    uint32_t bits = __atomic_load_n(&services, __ATOMIC_RELAXED);
+
+    return __atomic_load_n(&use->contexts, __ATOMIC_RELAXED) * (context + (context > 0 ? service_bytes(bits) : 0));
+}
+
 /*
  * Overhead is the footprint less what allocations hold. While others allocate and free, what they hold at the moment of
  * NVML's answer is not known, but it is at most what they held before plus what they took since: that gives the overhead
@@ -122,9 +156,14 @@ write_overhead(int device, uint32_t index, uint64_t footprint_bytes, uint64_t pe
     struct hm_use *use = &hm_tenant.usage->slot[index].use[device];
     uint64_t most = before[index].listed +
                     (__atomic_load_n(&use->taken_bytes, __ATOMIC_ACQUIRE) - before[index].taken);
-    uint64_t overhead = (footprint_bytes > most ? footprint_bytes - most : 0) + pending;
+    uint64_t overhead = footprint_bytes > most ? footprint_bytes - most : 0, least = least_overhead(device, use);
 
-    if (exact || overhead > use->overhead_bytes)
+    if (exact)
+        __atomic_store_n(&measured_bytes[device], overhead, __ATOMIC_RELAXED);
+    if (exact && overhead < least)
+        overhead = least;
+    overhead += pending;
+    if (exact || overhead > load(&use->overhead_bytes))
         __atomic_store_n(&use->overhead_bytes, overhead, __ATOMIC_RELAXED);
 }
 
@@ -151,7 +190,7 @@ write_all(int device, int count, uint32_t high, const struct hm_slot *mine, uint
         bytes = footprint(slot->pid, count);
         if (bytes != UINT64_MAX)
             write_overhead(device, i, bytes, slot == mine ? pending : 0, slot == mine && quiet);
-        else if (slot == mine && slot->use[device].contexts > 0)
+        else if (slot == mine && __atomic_load_n(&slot->use[device].contexts, __ATOMIC_RELAXED) > 0)
             hm_tenant.usage->device[device].estimated = 1;
     }
 }
@@ -197,11 +236,11 @@ hm_overhead_refresh(int device)
 static uint64_t
 predicted_context(int device)
 {
-    uint64_t measured = hm_tenant.usage->device[device].context_bytes;
+    uint64_t measured = load(&hm_tenant.usage->device[device].context_bytes);
 
     if (measured == 0)
         measured = hm_tenant.limits->device[device].context_bytes;
-    return measured != 0 ? measured : HM_CONTEXT_BYTES;
+    return (measured != 0 ? measured : HM_CONTEXT_BYTES) + service_bytes(services);
 }
 
 /* The first context of a process, before it allocates: then the overhead is the context. */
@@ -264,7 +303,7 @@ hm_overhead_context_end(int device, bool made)
     if (!made)
         return;
     __atomic_fetch_or(&unmeasured, 1u << device, __ATOMIC_ACQ_REL); /* the helper takes it if NVML is not ready yet */
-    if (__atomic_load_n(&nvml_tried, __ATOMIC_ACQUIRE) &&
+    if (__atomic_load_n(&nvml_warm, __ATOMIC_ACQUIRE) &&
         __atomic_fetch_and(&unmeasured, ~(1u << device), __ATOMIC_ACQ_REL) & 1u << device)
         measure_context(device);
 }
@@ -274,7 +313,7 @@ static void
 forget_context(int device, struct hm_slot *mine)
 {
     hm_local_forget(device);
-    hm_ledger_overhead(device, &mine->use[device], -(int64_t)mine->use[device].overhead_bytes, true);
+    hm_ledger_overhead(device, &mine->use[device], -(int64_t)load(&mine->use[device].overhead_bytes), true);
 }
 
 void
@@ -284,7 +323,7 @@ hm_overhead_context_gone(int device)
 
     if (mine == NULL)
         return;
-    if (mine->use[device].contexts > 0 &&
+    if (__atomic_load_n(&mine->use[device].contexts, __ATOMIC_RELAXED) > 0 &&
         __atomic_sub_fetch(&mine->use[device].contexts, 1, __ATOMIC_RELAXED) == 0)
         forget_context(device, mine);
     hm_overhead_refresh(device); /* what the driver keeps after its last context is still on the card */
@@ -300,6 +339,24 @@ hm_overhead_load_fits(int device, uint64_t bytes)
     return hm_ledger_charged(device) + bytes <= hm_cap_bytes(device);
 }
 
+bool
+hm_overhead_services_fit(void)
+{
+    uint32_t before = __atomic_load_n(&services, __ATOMIC_RELAXED), now = hm_image_services();
+    uint64_t more = service_bytes(now | before) - service_bytes(before);
+    struct hm_slot *mine = more > 0 ? hm_slot() : NULL;
+
+    for (uint32_t i = 0; mine != NULL && i < hm_tenant.limits->device_count; i++) {
+        if (__atomic_load_n(&mine->use[i].contexts, __ATOMIC_RELAXED) == 0 ||
+            hm_ledger_overhead((int)i, &mine->use[i], (int64_t)more, false))
+            continue;
+        hm_quota_refused((int)i, more);
+        return false;
+    }
+    __atomic_fetch_or(&services, now, __ATOMIC_RELAXED);
+    return true;
+}
+
 static void *
 helper(void *argument)
 {
@@ -310,7 +367,11 @@ helper(void *argument)
     (void)argument;
     prctl(PR_SET_NAME, "hamirt");
     REAL(cuThreadExchangeStreamCaptureMode(&relaxed));
-    nvml_ready();
+    pthread_mutex_lock(&mutex);
+    for (uint32_t i = 0; i < hm_tenant.limits->device_count; i++)
+        list_processes((int)i); /* the first look takes 20 ms */
+    pthread_mutex_unlock(&mutex);
+    __atomic_store_n(&nvml_warm, true, __ATOMIC_RELEASE); /* pairs with the acquire in hm_overhead_context_end */
     for (;;) {
         uint32_t pending = __atomic_exchange_n(&unmeasured, 0, __ATOMIC_ACQ_REL);
 

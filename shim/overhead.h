@@ -18,6 +18,9 @@ void hm_overhead_context_gone(int device);
 /* A module or function is about to be loaded that may take bytes: false if it would go over the cap. */
 bool hm_overhead_load_fits(int device, uint64_t bytes);
 
+/* An image was looked at: charge what the device services that it may call will take. False: does not fit. */
+bool hm_overhead_services_fit(void);
+
 /* The helper thread of this process: initializes NVML, then trims pools when others need memory. Started once. */
 void hm_helper_start(void);
 void hm_helper_after_fork_child(void);

@@ -70,7 +70,9 @@ others_hold_pools(int device, const struct hm_use *mine)
         const struct hm_use *use = &slot->use[device];
 
         if (use != mine && __atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) != 0 &&
-            use->kind_bytes[HM_POOL] + use->kind_bytes[HM_GRAPH] > 0)
+            __atomic_load_n(&use->kind_bytes[HM_POOL], __ATOMIC_RELAXED) +
+                    __atomic_load_n(&use->kind_bytes[HM_GRAPH], __ATOMIC_RELAXED) >
+                0)
             return true;
     }
     return false;
@@ -92,7 +94,7 @@ grant_is_good(int device)
     uint32_t epoch = __atomic_load_n(&hm_tenant.limits->epoch, __ATOMIC_ACQUIRE);
 
     if (HM_LIKELY(__atomic_load_n(&seen[device], __ATOMIC_RELAXED) == epoch))
-        return __atomic_load_n(&hm_tenant.usage->device[device].near, __ATOMIC_RELAXED) == 0;
+        return __atomic_load_n(&hm_tenant.usage->device[device].near, __ATOMIC_RELAXED) == HM_FAR;
     __atomic_store_n(&seen[device], epoch, __ATOMIC_RELAXED);
     return false;
 }
@@ -125,10 +127,13 @@ static bool
 take_far(int device, struct hm_use *use, uint32_t units)
 {
     uint32_t *near = &hm_tenant.usage->device[device].near, was = __atomic_load_n(near, __ATOMIC_RELAXED);
-    bool far = grow(device, use, units, HM_NEAR_BYTES);
+    bool far;
 
-    if (far == (was != 0))
-        __atomic_store_n(near, !far, __ATOMIC_RELAXED);
+    if (was == HM_DOUBT)
+        hm_overhead_refresh(device);
+    far = grow(device, use, units, HM_NEAR_BYTES);
+    if (was != (far ? HM_FAR : HM_NEAR))
+        __atomic_store_n(near, far ? HM_FAR : HM_NEAR, __ATOMIC_RELAXED);
     return far;
 }
 

@@ -40,7 +40,7 @@ lock_byte(int command, off_t byte, short type, struct flock *out)
 static int
 open_usage(const char *path)
 {
-    int low = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW), high;
+    int low = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK), high;
 
     if (low < 0)
         return -1;
@@ -87,6 +87,10 @@ map_page(const char *path, int fd, size_t size, int protection, char *error, siz
         snprintf(error, error_size, "%s can't be opened: %s", path, strerror(errno));
         return NULL;
     }
+    if (!S_ISREG(status.st_mode)) {
+        snprintf(error, error_size, "%s is not a regular file", path);
+        return NULL;
+    }
     if (status.st_size < (off_t)size) {
         snprintf(error, error_size, "%s is too short: %lld of %zu bytes", path, (long long)status.st_size, size);
         return NULL;
@@ -114,14 +118,24 @@ check_header(const char *path, const void *page, uint64_t magic, size_t size, ch
     return false;
 }
 
-bool
-hm_region_map(struct hm_tenant *tenant, char *error, size_t error_size)
+/* A mapping keeps its open file alive, locks and all, in fork children too: so each page is mapped by a file of its own,
+   and the one that holds the locks is not mapped. */
+static void *
+open_and_map(const char *path, int flags, size_t size, int protection, char *error, size_t error_size)
 {
-    int fd = open(tenant->limits_path, O_RDONLY | O_CLOEXEC);
-    void *page = map_page(tenant->limits_path, fd, sizeof(struct hm_limits), PROT_READ, error, error_size);
+    int fd = open(path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* a FIFO must not hold us up */
+    void *page = map_page(path, fd, size, protection, error, error_size);
 
     if (fd >= 0)
         close(fd);
+    return page;
+}
+
+bool
+hm_region_map(struct hm_tenant *tenant, char *error, size_t error_size)
+{
+    void *page = open_and_map(tenant->limits_path, O_RDONLY, sizeof(struct hm_limits), PROT_READ, error, error_size);
+
     if (page == NULL || !check_header(tenant->limits_path, page, HM_LIMITS_MAGIC, sizeof(struct hm_limits), error, error_size))
         return false;
     tenant->limits = page;
@@ -131,7 +145,7 @@ hm_region_map(struct hm_tenant *tenant, char *error, size_t error_size)
         return false;
     }
     reopen_usage();
-    page = map_page(tenant->usage_path, usage_fd, sizeof(struct hm_usage), PROT_READ | PROT_WRITE, error, error_size);
+    page = open_and_map(tenant->usage_path, O_RDWR, sizeof(struct hm_usage), PROT_READ | PROT_WRITE, error, error_size);
     if (page == NULL || !check_header(tenant->usage_path, page, HM_USAGE_MAGIC, sizeof(struct hm_usage), error, error_size))
         return false;
     tenant->usage = page;
@@ -180,9 +194,13 @@ high_slot(void)
     return high < HM_SLOTS ? high : HM_SLOTS;
 }
 
+/* Memory that it shared by IPC may still be held by others, and is theirs now: the next grant has to look. */
 static void
 clear_slot(struct hm_slot *slot)
 {
+    for (int i = 0; i < HM_DEVICES; i++)
+        if (slot->use[i].grant != 0)
+            __atomic_store_n(&hm_tenant.usage->device[i].near, HM_DOUBT, __ATOMIC_RELAXED);
     memset(slot->use, 0, sizeof(slot->use));
     __atomic_store_n(&slot->taken, 0, __ATOMIC_RELEASE); /* pairs with the acquire of whoever sums over slots */
 }

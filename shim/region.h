@@ -34,6 +34,12 @@ enum hm_kind {
     HM_KINDS
 };
 
+enum hm_near {
+    HM_FAR,   /* more than HM_NEAR_BYTES were left at the last look */
+    HM_NEAR,  /* less */
+    HM_DOUBT, /* a process went that may have left memory to others */
+};
+
 enum hm_on_error { HM_DENY, HM_ALLOW };
 
 /* Bytes of the usage file that carry OFD locks (they lie beyond its data): the ledger's, then one for each slot. */
@@ -91,7 +97,7 @@ struct hm_slot {
 struct hm_usage_device {
     uint64_t context_bytes; /* the last context measured here; 0: none */
     uint32_t estimated;     /* 1: NVML does not show our processes, so overhead is what was predicted */
-    uint32_t near;          /* 1: less than HM_NEAR_BYTES were left at the last look, so every grant asks NVML */
+    uint32_t near;          /* enum hm_near: when a grant has to ask NVML first */
 };
 
 /* rw/usage. One writer: the tenant's shims. */

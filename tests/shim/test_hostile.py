@@ -25,7 +25,6 @@ from hamirt.region import ffi, lib
 from tests.shim.conftest import MIB, SANITIZER, TIMEOUT_S, Build, Node, Tenant
 
 NOT_READY = 802  # CUDA_ERROR_SYSTEM_NOT_READY
-OUT_OF_MEMORY = 2
 REFUSED = f"init {NOT_READY} context 999 alloc 999 total 0"
 GRANT = ffi.offsetof("struct hm_use", "grant")
 SLOT = ffi.offsetof("struct hm_usage", "slot")

@@ -45,7 +45,7 @@ def command(sanitizer: str, *rest: str | Path) -> list[str | Path]:
 def test_no_report(instrumented: tuple[str, Native], build: Build, tmp_path: Path) -> None:
     sanitizer, native = instrumented
     node = Node(tmp_path / "root", native)
-    tenant = node.tenant(mem=800 * MIB)
+    tenant = node.tenant(mem=760 * MIB)
     program = build("fork_mix")
 
     done = node.run(

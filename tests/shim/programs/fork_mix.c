@@ -38,7 +38,7 @@ took(CUresult result, const char *what)
 static void
 linear(unsigned *seed)
 {
-    CUdeviceptr pointer[4] = {0};
+    CUdeviceptr pointer[5] = {0};
     size_t pitch, free_bytes, total;
 
     TOOK(cuMemAlloc(&pointer[0], (rand_r(seed) % 96 + 1) * MIB));
@@ -46,7 +46,9 @@ linear(unsigned *seed)
     TOOK(cuMemAllocPitch(&pointer[2], &pitch, 1000, rand_r(seed) % 100 + 1, 4));
     TOOK(cuMemAllocManaged(&pointer[3], 3 * MIB, CU_MEM_ATTACH_GLOBAL));
     TOOK(cuMemGetInfo(&free_bytes, &total));
-    for (int i = 0; i < 4; i++)
+    /* Refused, unless the others freed as much just now. */
+    TOOK(cuMemAlloc(&pointer[4], free_bytes + 64 * MIB));
+    for (int i = 0; i < 5; i++)
         if (pointer[i] != 0)
             TOOK(cuMemFree(pointer[i]));
 }

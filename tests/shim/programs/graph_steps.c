@@ -223,6 +223,7 @@ sharing(void)
     many = instantiate(make_graph(256 * MIB, 16, 1, &address));
     for (int i = 0; i < 4; i++) {
         answer("one", cuGraphLaunch(one, stream));
+        usleep(5000); /* it runs now */
         answer("two", cuGraphLaunch(two, stream));
     }
     CHECK(cuStreamSynchronize(stream));
