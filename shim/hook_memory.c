@@ -1,7 +1,9 @@
 /* Linear and managed memory. */
+#include "overhead.h"
 #include "quota.h"
 
 #define SMALL_BYTES 1048576 /* up to here the driver packs allocations into shared blocks (H100, driver 580) */
+#define SHARED 1            /* hm_object.value: others may hold this memory */
 #define PITCH_BYTES 512     /* the driver's row alignment (H100, driver 580) */
 
 static uint64_t
@@ -89,20 +91,71 @@ cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags)
     return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
 }
 
+/* Memory that was shared by IPC stays on the card while somebody holds it, and NVML bills it to him (driver 580). */
+static CUresult
+freed(bool known, const struct hm_object *object, CUresult result)
+{
+    if (known && result == CUDA_SUCCESS && object->value == SHARED)
+        hm_overhead_refresh(object->charge.device);
+    return hm_object_freed(known, object, result);
+}
+
+static bool
+take(CUdeviceptr dptr, struct hm_object *object)
+{
+    return hm_active() && hm_object_take(HM_POINTER, dptr, object);
+}
+
 HM_HOOK CUresult
 cuMemFree_v2(CUdeviceptr dptr)
 {
     struct hm_object object;
-    bool known = hm_active() && hm_object_take(HM_POINTER, dptr, &object);
+    bool known = take(dptr, &object);
 
-    return hm_object_freed(known, &object, REAL(cuMemFree_v2(dptr)));
+    return freed(known, &object, REAL(cuMemFree_v2(dptr)));
 }
 
 HM_HOOK CUresult
 cuMemFree(CUdeviceptr_v1 dptr)
 {
     struct hm_object object;
-    bool known = hm_active() && hm_object_take(HM_POINTER, dptr, &object);
+    bool known = take(dptr, &object);
 
-    return hm_object_freed(known, &object, REAL(cuMemFree(dptr)));
+    return freed(known, &object, REAL(cuMemFree(dptr)));
+}
+
+/* Takes pointers of cuMemAlloc too, and frees them at once. A pool's are not known here: hook_pool.c reads its pools. */
+HM_HOOK CUresult
+cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream)
+{
+    struct hm_object object;
+    bool known = take(dptr, &object);
+
+    return freed(known, &object, REAL(cuMemFreeAsync(dptr, hStream)));
+}
+
+HM_HOOK CUresult
+cuMemFreeAsync_ptsz(CUdeviceptr dptr, CUstream hStream)
+{
+    struct hm_object object;
+    bool known = take(dptr, &object);
+
+    return freed(known, &object, REAL(cuMemFreeAsync_ptsz(dptr, hStream)));
+}
+
+static void
+mark_shared(struct hm_object *object, void *unused)
+{
+    (void)unused;
+    object->value = SHARED;
+}
+
+HM_HOOK CUresult
+cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr)
+{
+    CUresult result = REAL(cuIpcGetMemHandle(pHandle, dptr));
+
+    if (result == CUDA_SUCCESS && hm_active())
+        hm_object_change(HM_POINTER, dptr, mark_shared, NULL);
+    return result;
 }

@@ -243,3 +243,33 @@ cuCtxSetLimit(CUlimit limit, size_t value)
         hm_ledger_overhead(device, &hm_slot()->use[device], -(int64_t)bytes, true);
     return result;
 }
+
+/* The driver takes a block for every fourth stream and keeps it (driver 580). */
+static bool
+stream_fits(void)
+{
+    int device = hm_device_current();
+
+    if (hm_overhead_load_fits(device, HM_BLOCK_BYTES))
+        return true;
+    hm_quota_refused(device, HM_BLOCK_BYTES);
+    return false;
+}
+
+HM_HOOK CUresult
+cuStreamCreate(CUstream *phStream, unsigned int Flags)
+{
+    return stream_fits() ? REAL(cuStreamCreate(phStream, Flags)) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+HM_HOOK CUresult
+cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority)
+{
+    return stream_fits() ? REAL(cuStreamCreateWithPriority(phStream, flags, priority)) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+HM_HOOK CUresult
+cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int flags, int priority)
+{
+    return stream_fits() ? REAL(cuGreenCtxStreamCreate(phStream, greenCtx, flags, priority)) : CUDA_ERROR_OUT_OF_MEMORY;
+}
