@@ -2,8 +2,10 @@
 
     python3 -m bench.overhead [--rounds 24] [--context-rounds 24] [--mem 40GiB] [--sim]
 
-Each round starts three fresh processes, native (N), tenant (H), native again (A), in an order that changes; each does
-the same fixed work and gives the median of its batches, in ns per call. See bench/measure.py for the verdicts.
+The calls of the bars are paired within one process of a tenant (bench/probes/paired.c): batches through the driver's own
+function (N), through the hook (H), and through the driver's own again (A), in an order that changes, since two processes
+differ by more than a hook costs. What a whole process pays, its first context among it, is measured with three fresh
+processes a round, native, tenant, native again. See bench/measure.py for the verdicts.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from bench.measure import Bar, Comparison
 from bench.process import Ended, run
 
 TIMEOUT_S = 90.0
+PAIRED_TIMEOUT_S = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,9 @@ CALLS = (
     Limit("mem_get_info", "MemGetInfo", "ratio", 1.00),
     Limit("launch_throughput", "launch throughput with a memory cap", "ratio", 1.005),
 )
-SHOWN = ("launch_sync", "graph_launch_50_nodes")
-CONTEXT = Limit("context", "context creation", "difference", 5e6)
+SHOWN = ("launch_sync",)
+CONTEXT = Limit("context", "context creation, first of a process", "difference", 5e6)
+LATER_CONTEXT = Limit("context", "context creation, within a process", "difference", 5e6)
 
 Figures = dict[str, float]
 Rounds = dict[str, list[Figures]]
@@ -86,6 +90,20 @@ def take_rounds(
             for role, found in figures.items():
                 taken[role].append(found)
     return taken, failed
+
+
+def paired_rounds(
+    setup: Setup, mem: str, rounds: int, context_rounds: int, cpus: set[int] | None
+) -> tuple[Rounds, list[dict[str, Any]]]:
+    """Run paired.c once in a tenant: the figures of its rounds by role, those of contexts last, and what failed."""
+    command = [setup.program("paired"), str(rounds), str(context_rounds)]
+    argv = tenant_argv(setup, command, mem, "paired")
+    ended = _on_cpus(cpus, partial(run, argv, environment(setup), PAIRED_TIMEOUT_S))
+    for line in reversed(ended.stdout.splitlines()) if ended.status == 0 else ():
+        if line.startswith("{"):
+            found = json.loads(line)
+            return {role: found[role] for role in measure.ROLES}, []
+    return {role: [] for role in measure.ROLES}, [{"role": "paired", **ended.as_dict()}]
 
 
 def compare_series(rounds: Rounds, series: str, kind: Literal["ratio", "difference"]) -> Comparison | None:
@@ -132,6 +150,7 @@ def measure_overhead() -> int:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=24)
     options.add_argument("--context-rounds", type=int, default=24)
+    options.add_argument("--paired-rounds", type=int, default=40, help="within one process")
     options.add_argument("--nvml-runs", type=int, default=10)
     options.add_argument("--mem", default="40GiB")
     options.add_argument("--cpus", default="", help="pin all programs to these cpus, as in 2-5")
@@ -145,21 +164,30 @@ def measure_overhead() -> int:
         context, context_failed = take_rounds(
             setup, [runtime, "--context-only"], asked.mem, asked.context_rounds, 0.35, cpus
         )
-        calls, calls_failed = take_rounds(setup, [runtime], asked.mem, asked.rounds, 1.0, cpus)
+        whole, whole_failed = take_rounds(setup, [runtime], asked.mem, asked.rounds, 0.5, cpus)
+        calls, paired_failed = paired_rounds(setup, asked.mem, asked.paired_rounds, asked.context_rounds, cpus)
+        calls_failed = whole_failed + paired_failed
 
+    later_context = compare_series(
+        {role: [found for found in rounds if "context" in found] for role, rounds in calls.items()}, "context", "difference"
+    )
+    calls = {role: [found for found in rounds if "context" not in found] for role, rounds in calls.items()}
     compared = {limit.series: compare_series(calls, limit.series, limit.kind) for limit in CALLS}
     shown = {series: compare_series(calls, series, "ratio") for series in SHOWN}
     bars = [bar_of(limit, compared[limit.series]) for limit in CALLS]
     context_compared = compare_series(context, CONTEXT.series, CONTEXT.kind)
     bars.append(bar_of(CONTEXT, context_compared))
-    comparisons = {**compared, **shown, "context": context_compared}
+    bars.append(bar_of(LATER_CONTEXT, later_context))
+    whole_process = {limit.series: compare_series(whole, limit.series, limit.kind) for limit in CALLS}
+    comparisons = {**compared, **shown, "context": context_compared, "later_context": later_context}
     body = {
         "mem": asked.mem,
         "program": runtime,
         "cpus": asked.cpus,
         "comparisons": {name: found and found.as_dict() for name, found in comparisons.items()},
+        "whole_process": {name: found and found.as_dict() for name, found in whole_process.items()},
         "nvml": nvml,
-        "rounds": {"calls": calls, "context": context},
+        "rounds": {"calls": calls, "context": context, "whole_process": whole},
         "failed": calls_failed + context_failed,
     }
     path = write(setup, "overhead", bars, body)

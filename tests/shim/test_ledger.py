@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.shim.conftest import MIB, TOP, Node
 from hamirt import _build
+from tests.shim.conftest import MIB, TOP, Node
 
 UNIT = 512
 RESERVE = 64 * MIB
