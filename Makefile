@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h tests/shim/*.c tests/shim/*.h)
+C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h $(foreach d,tests/shim/programs tests/gpu/programs bench/probes,$(wildcard $(d)/*.c $(d)/*.h)))
 PYTEST = $(BIN)/python -m pytest -n 2 -q
 
 .DEFAULT_GOAL := help

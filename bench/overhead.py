@@ -2,10 +2,10 @@
 
     python3 -m bench.overhead [--rounds 24] [--context-rounds 24] [--mem 40GiB] [--sim]
 
-The calls of the bars are paired within one process of a tenant (bench/probes/paired.c): batches through the driver's own
-function (N), through the hook (H), and through the driver's own again (A), in an order that changes, since two processes
-differ by more than a hook costs. What a whole process pays, its first context among it, is measured with three fresh
-processes a round, native, tenant, native again. See bench/measure.py for the verdicts.
+The calls of the bars are paired within one process of a tenant (bench/probes/paired.c): batches through the driver's
+own function (N), through the hook (H), and through the driver's own again (A), in an order that changes, since two
+processes differ by more than a hook costs. What a whole process pays, its first context among it, is measured with
+three fresh processes a round, native, tenant, native again. See bench/measure.py for the verdicts.
 """
 
 from __future__ import annotations
@@ -168,9 +168,8 @@ def measure_overhead() -> int:
         calls, paired_failed = paired_rounds(setup, asked.mem, asked.paired_rounds, asked.context_rounds, cpus)
         calls_failed = whole_failed + paired_failed
 
-    later_context = compare_series(
-        {role: [found for found in rounds if "context" in found] for role, rounds in calls.items()}, "context", "difference"
-    )
+    contexts = {role: [found for found in rounds if "context" in found] for role, rounds in calls.items()}
+    later_context = compare_series(contexts, "context", "difference")
     calls = {role: [found for found in rounds if "context" not in found] for role, rounds in calls.items()}
     compared = {limit.series: compare_series(calls, limit.series, limit.kind) for limit in CALLS}
     shown = {series: compare_series(calls, series, "ratio") for series in SHOWN}

@@ -187,6 +187,9 @@ hm_code_library_begin(struct hm_charge *charge, uint64_t variables)
 {
     bool eager = variables >= LARGE_BYTES && variables != HM_IMAGE_UNKNOWN && loads_eagerly();
 
+    *charge = (struct hm_charge){.device = -1};
+    if (!hm_overhead_services_fit())
+        return false;
     return hm_quota_reserve(charge, HM_LINEAR, eager ? hm_device_current() : -1,
                             eager ? hm_whole_blocks(variables) : 0);
 }

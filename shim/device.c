@@ -20,8 +20,10 @@ format_uuid(const CUuuid *uuid, char text[HM_UUID_BYTES])
 {
     const unsigned char *b = (const unsigned char *)uuid->bytes;
 
-    snprintf(text, HM_UUID_BYTES, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
-             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    snprintf(text, HM_UUID_BYTES,
+             "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
+             b[15]);
 }
 
 int
@@ -53,7 +55,8 @@ hm_device_init(void)
             }
         }
         device_count = count < DRIVER_DEVICES ? count : DRIVER_DEVICES;
-        __atomic_store_n(&device_ready, true, __ATOMIC_RELEASE); /* pairs with the acquire in hm_device_count */
+        __atomic_store_n(&device_ready, true,
+                         __ATOMIC_RELEASE); /* pairs with the acquire in hm_device_count */
     }
     pthread_mutex_unlock(&mutex);
 }
@@ -81,6 +84,12 @@ hm_device_current(void)
     if (!hm_active() || REAL(cuCtxGetDevice(&device)) != CUDA_SUCCESS)
         return -1;
     return hm_device_index(device);
+}
+
+int
+hm_device_only(void)
+{
+    return hm_device_count() == 1 ? devices[0].index : -1;
 }
 
 CUdevice

@@ -39,7 +39,8 @@ look(struct dl_phdr_info *info, size_t size, void *argument)
     uint32_t count;
 
     (void)size;
-    if (strstr(info->dlpi_name, "/libc.so.6") == NULL && strstr(info->dlpi_name, "/libdl.so.2") == NULL)
+    if (strstr(info->dlpi_name, "/libc.so.6") == NULL &&
+        strstr(info->dlpi_name, "/libdl.so.2") == NULL)
         return 0;
     for (int i = 0; i < info->dlpi_phnum; i++)
         if (info->dlpi_phdr[i].p_type == PT_DYNAMIC)

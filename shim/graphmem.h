@@ -14,7 +14,7 @@ struct hm_graph_exec;
 
 /* A launch or upload in flight. */
 struct hm_graph_flight {
-    struct hm_graph_exec *exec;    /* NULL: allocates nothing */
+    struct hm_graph_exec *exec;          /* NULL: allocates nothing */
     struct hm_charge charge[HM_DEVICES]; /* valid for the devices of exec */
 };
 

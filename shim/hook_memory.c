@@ -2,20 +2,24 @@
 #include "overhead.h"
 #include "quota.h"
 
-#define SMALL_BYTES 1048576 /* up to here the driver packs allocations into shared blocks (H100, driver 580) */
-#define SHARED 1            /* hm_object.value: others may hold this memory */
-#define PITCH_BYTES 512     /* the driver's row alignment (H100, driver 580) */
+#define SMALL_BYTES \
+    1048576      /* up to here the driver packs allocations into shared blocks (H100, driver 580) */
+#define SHARED 1 /* hm_object.value: others may hold this memory */
+#define PITCH_BYTES 512 /* the driver's row alignment (H100, driver 580) */
 
 static uint64_t
 whole_blocks(uint64_t bytes)
 {
-    return bytes > UINT64_MAX - HM_BLOCK_BYTES ? bytes : (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES * HM_BLOCK_BYTES;
+    return bytes > UINT64_MAX - HM_BLOCK_BYTES
+               ? bytes
+               : (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES * HM_BLOCK_BYTES;
 }
 
 static bool
 reserve_linear(struct hm_charge *charge, uint64_t bytes)
 {
-    return hm_quota_reserve(charge, HM_LINEAR, hm_device_current(), bytes <= SMALL_BYTES ? bytes : whole_blocks(bytes));
+    return hm_quota_reserve(charge, HM_LINEAR, hm_device_current(),
+                            bytes <= SMALL_BYTES ? bytes : whole_blocks(bytes));
 }
 
 HM_HOOK CUresult
@@ -53,7 +57,8 @@ reserve_rows(struct hm_charge *charge, uint64_t width, uint64_t height)
 }
 
 HM_HOOK CUresult
-cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height, unsigned int ElementSizeBytes)
+cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
+                   unsigned int ElementSizeBytes)
 {
     struct hm_charge charge;
     CUresult result;
@@ -67,8 +72,8 @@ cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_
 }
 
 HM_HOOK CUresult
-cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, unsigned int WidthInBytes, unsigned int Height,
-                unsigned int ElementSizeBytes)
+cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, unsigned int WidthInBytes,
+                unsigned int Height, unsigned int ElementSizeBytes)
 {
     struct hm_charge charge;
     CUresult result;

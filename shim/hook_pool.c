@@ -9,12 +9,12 @@
 
 #include <pthread.h>
 
-#define POOLS 256              /* of one process; what lies in further ones counts as overhead, from NVML */
-#define GROWTH_BYTES 33554432  /* a pool grows by whole multiples of this (H100, driver 580) */
-#define SURELY 4               /* times what is asked has to lie unused before we count on it */
+#define POOLS 256 /* of one process; what lies in further ones counts as overhead, from NVML */
+#define GROWTH_BYTES 33554432 /* a pool grows by whole multiples of this (H100, driver 580) */
+#define SURELY 4              /* times what is asked has to lie unused before we count on it */
 
 struct pool {
-    CUmemoryPool handle; /* NULL: the entry is free */
+    CUmemoryPool handle;     /* NULL: the entry is free */
     struct hm_charge charge; /* under the mutex */
     uint64_t charged_bytes;  /* the same figure, atomic: for a look without the mutex */
 };
@@ -22,8 +22,31 @@ struct pool {
 static struct pool pools[POOLS];
 static int pool_high; /* no entry at or above was ever used; raised under the mutex */
 static struct pool *current[HM_DEVICES]; /* the device's current pool; NULL: ask the driver */
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* over pools and their charges, never over an allocation */
+static pthread_mutex_t mutex =
+    PTHREAD_MUTEX_INITIALIZER; /* over pools and their charges, never over an allocation */
 
+/*
+ * To ask a pool anything, or to trim it, invalidates every capture of the process in the global mode and this thread's
+ * own in the thread-local one (driver 580), unless the thread says that it knows what it does.
+ */
+static CUstreamCaptureMode
+exchange(CUstreamCaptureMode mode)
+{
+    REAL(cuThreadExchangeStreamCaptureMode(&mode));
+    return mode;
+}
+
+static bool
+look(CUmemoryPool handle, CUmemPool_attribute which, cuuint64_t *value)
+{
+    CUstreamCaptureMode mode = exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
+    CUresult result = REAL(cuMemPoolGetAttribute(handle, which, value));
+
+    exchange(mode);
+    return result == CUDA_SUCCESS;
+}
+
+/* Beside an allocation, which the driver refuses where asking would do harm. */
 static uint64_t
 attribute(CUmemoryPool handle, CUmemPool_attribute which)
 {
@@ -31,6 +54,21 @@ attribute(CUmemoryPool handle, CUmemPool_attribute which)
 
     REAL(cuMemPoolGetAttribute(handle, which, &value));
     return value;
+}
+
+/* An allocation in a capture takes nothing: it becomes a node of a graph. */
+static bool
+captures(CUstream stream, bool per_thread)
+{
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+
+    if (!hm_active())
+        return false;
+    if (per_thread)
+        REAL(cuStreamIsCapturing_ptsz(stream, &status));
+    else
+        REAL(cuStreamIsCapturing(stream, &status));
+    return status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
 static struct pool *
@@ -59,7 +97,8 @@ add(CUmemoryPool handle, int device)
         pool->charged_bytes = 0;
         __atomic_store_n(&pool->handle, handle, __ATOMIC_RELEASE);
         if (i >= pool_high)
-            __atomic_store_n(&pool_high, i + 1, __ATOMIC_RELEASE); /* pairs with the acquire in find */
+            __atomic_store_n(&pool_high, i + 1,
+                             __ATOMIC_RELEASE); /* pairs with the acquire in find */
     }
     pthread_mutex_unlock(&mutex);
     return pool;
@@ -69,7 +108,11 @@ add(CUmemoryPool handle, int device)
 static void
 read_pool(struct pool *pool)
 {
-    hm_quota_adjust(&pool->charge, attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT));
+    cuuint64_t reserved;
+
+    if (!look(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved))
+        return; /* what was charged stays */
+    hm_quota_adjust(&pool->charge, reserved);
     __atomic_store_n(&pool->charged_bytes, pool->charge.bytes, __ATOMIC_RELAXED);
 }
 
@@ -79,7 +122,9 @@ stream_device(CUstream stream)
 {
     CUdevice device;
 
-    if (hm_device_count() == 1 || (uintptr_t)stream <= (uintptr_t)CU_STREAM_PER_THREAD || !HM_HAS(cuStreamGetDevice) ||
+    if (HM_LIKELY(hm_device_only() >= 0))
+        return hm_device_only();
+    if ((uintptr_t)stream <= (uintptr_t)CU_STREAM_PER_THREAD || !HM_HAS(cuStreamGetDevice) ||
         REAL(cuStreamGetDevice(stream, &device)) != CUDA_SUCCESS)
         return hm_device_current();
     return hm_device_index(device);
@@ -132,10 +177,11 @@ begin(struct pool_call *call, struct pool *pool, uint64_t bytes)
     int device = pool != NULL ? pool->charge.device : -1;
 
     *call = (struct pool_call){.pool = pool, .charge = {.device = -1}, .bytes = bytes};
-    if (device < 0 || HM_LIKELY(hm_quota_try(&call->charge, HM_POOL, device, growth(bytes, GROWTH_BYTES))) ||
+    if (device < 0 ||
+        HM_LIKELY(hm_quota_try(&call->charge, HM_KINDS, device, growth(bytes, GROWTH_BYTES))) ||
         has_unused(pool, bytes))
         return true;
-    return hm_quota_reserve(&call->charge, HM_POOL, device, growth(bytes, GROWTH_BYTES));
+    return hm_quota_reserve(&call->charge, HM_KINDS, device, growth(bytes, GROWTH_BYTES));
 }
 
 /* The reservation becomes part of the pool's charge, and that what the pool holds now. True: within the cap. */
@@ -152,8 +198,9 @@ settle(struct pool_call *call)
         return true;
     }
     pthread_mutex_lock(&mutex);
-    grew = attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) > pool->charge.bytes + call->charge.bytes;
-    pool->charge.bytes += call->charge.bytes;
+    grew = attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) >
+           pool->charge.bytes + call->charge.bytes;
+    hm_quota_join(&pool->charge, &call->charge);
     read_pool(pool);
     pthread_mutex_unlock(&mutex);
     hm_quota_done(&call->charge);
@@ -187,7 +234,7 @@ cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream)
 {
     struct pool_call call;
 
-    if (!begin(&call, current_pool(hStream), bytesize))
+    if (!begin(&call, captures(hStream, false) ? NULL : current_pool(hStream), bytesize))
         return CUDA_ERROR_OUT_OF_MEMORY;
     return end(&call, dptr, hStream, false, REAL(cuMemAllocAsync(dptr, bytesize, hStream)));
 }
@@ -197,7 +244,7 @@ cuMemAllocAsync_ptsz(CUdeviceptr *dptr, size_t bytesize, CUstream hStream)
 {
     struct pool_call call;
 
-    if (!begin(&call, current_pool(hStream), bytesize))
+    if (!begin(&call, captures(hStream, true) ? NULL : current_pool(hStream), bytesize))
         return CUDA_ERROR_OUT_OF_MEMORY;
     return end(&call, dptr, hStream, true, REAL(cuMemAllocAsync_ptsz(dptr, bytesize, hStream)));
 }
@@ -213,19 +260,22 @@ cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, C
 {
     struct pool_call call;
 
-    if (!begin(&call, known_pool(pool), bytesize))
+    if (!begin(&call, captures(hStream, false) ? NULL : known_pool(pool), bytesize))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    return end(&call, dptr, hStream, false, REAL(cuMemAllocFromPoolAsync(dptr, bytesize, pool, hStream)));
+    return end(&call, dptr, hStream, false,
+               REAL(cuMemAllocFromPoolAsync(dptr, bytesize, pool, hStream)));
 }
 
 HM_HOOK CUresult
-cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream)
+cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool,
+                             CUstream hStream)
 {
     struct pool_call call;
 
-    if (!begin(&call, known_pool(pool), bytesize))
+    if (!begin(&call, captures(hStream, true) ? NULL : known_pool(pool), bytesize))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    return end(&call, dptr, hStream, true, REAL(cuMemAllocFromPoolAsync_ptsz(dptr, bytesize, pool, hStream)));
+    return end(&call, dptr, hStream, true,
+               REAL(cuMemAllocFromPoolAsync_ptsz(dptr, bytesize, pool, hStream)));
 }
 
 HM_HOOK CUresult
@@ -234,7 +284,8 @@ cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps)
     CUresult result = REAL(cuMemPoolCreate(pool, poolProps));
     int device;
 
-    if (result != CUDA_SUCCESS || !hm_active() || poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+    if (result != CUDA_SUCCESS || !hm_active() ||
+        poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
         return result;
     device = hm_device_index(poolProps->location.id);
     if (device >= 0)
@@ -302,6 +353,15 @@ cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool 
 }
 
 static void
+trim_pool(struct pool *pool)
+{
+    CUstreamCaptureMode mode = exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
+
+    REAL(cuMemPoolTrimTo(pool->handle, 0));
+    exchange(mode);
+}
+
+static void
 each_pool(int device, bool trim)
 {
     if (__atomic_load_n(&pool_high, __ATOMIC_ACQUIRE) == 0)
@@ -311,7 +371,7 @@ each_pool(int device, bool trim)
         if (pools[i].handle == NULL || (device >= 0 && pools[i].charge.device != device))
             continue;
         if (trim)
-            REAL(cuMemPoolTrimTo(pools[i].handle, 0));
+            trim_pool(&pools[i]);
         read_pool(&pools[i]);
     }
     pthread_mutex_unlock(&mutex);

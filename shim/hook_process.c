@@ -59,7 +59,9 @@ context_made(int device, const CUcontext *context, CUresult result)
 static int
 context_goes(CUcontext context, struct hm_object *object)
 {
-    return hm_active() && hm_object_take(HM_CONTEXT, (uint64_t)context, object) ? object->charge.device : -1;
+    return hm_active() && hm_object_take(HM_CONTEXT, (uint64_t)context, object)
+               ? object->charge.device
+               : -1;
 }
 
 static CUresult
@@ -81,11 +83,11 @@ context_gone(int device, const struct hm_object *object, CUresult result)
 }
 
 /* Contexts are made in four versions that differ in their arguments only. */
-#define CREATE(dev, pctx, call)                                                                                        \
-    ({                                                                                                                 \
-        int hm_device = context_device(dev);                                                                           \
-        CUresult hm_may = context_begin(hm_device);                                                                    \
-        hm_may == CUDA_SUCCESS ? context_made(hm_device, pctx, REAL(call)) : hm_may;                                   \
+#define CREATE(dev, pctx, call)                                                      \
+    ({                                                                               \
+        int hm_device = context_device(dev);                                         \
+        CUresult hm_may = context_begin(hm_device);                                  \
+        hm_may == CUDA_SUCCESS ? context_made(hm_device, pctx, REAL(call)) : hm_may; \
     })
 
 HM_HOOK CUresult
@@ -101,13 +103,15 @@ cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev)
 }
 
 HM_HOOK CUresult
-cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags, CUdevice dev)
+cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags,
+               CUdevice dev)
 {
     return CREATE(dev, pctx, cuCtxCreate_v3(pctx, paramsArray, numParams, flags, dev));
 }
 
 HM_HOOK CUresult
-cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev)
+cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags,
+               CUdevice dev)
 {
     return CREATE(dev, pctx, cuCtxCreate_v4(pctx, ctxCreateParams, flags, dev));
 }
@@ -118,11 +122,11 @@ cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsign
     return CREATE(dev, (CUcontext *)phCtx, cuGreenCtxCreate(phCtx, desc, dev, flags));
 }
 
-#define DESTROY(context, call)                                                                                         \
-    ({                                                                                                                 \
-        struct hm_object hm_object;                                                                                    \
-        int hm_device = context_goes((CUcontext)(context), &hm_object);                                                \
-        context_gone(hm_device, &hm_object, REAL(call));                                                               \
+#define DESTROY(context, call)                                          \
+    ({                                                                  \
+        struct hm_object hm_object;                                     \
+        int hm_device = context_goes((CUcontext)(context), &hm_object); \
+        context_gone(hm_device, &hm_object, REAL(call));                \
     })
 
 HM_HOOK CUresult
@@ -221,8 +225,10 @@ limit_growth(CUlimit limit, size_t value, int device)
         return value - now;
     if (limit != CU_LIMIT_STACK_SIZE)
         return 0;
-    REAL(cuDeviceGetAttribute(&processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, hm_device_handle(device)));
-    REAL(cuDeviceGetAttribute(&threads, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR, hm_device_handle(device)));
+    REAL(cuDeviceGetAttribute(&processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+                              hm_device_handle(device)));
+    REAL(cuDeviceGetAttribute(&threads, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR,
+                              hm_device_handle(device)));
     return (value - now) * (uint64_t)processors * (uint64_t)threads;
 }
 
@@ -234,7 +240,8 @@ cuCtxSetLimit(CUlimit limit, size_t value)
     uint64_t bytes = device >= 0 ? limit_growth(limit, value, device) : 0;
     CUresult result;
 
-    if (bytes > 0 && (hm_slot() == NULL || !hm_ledger_overhead(device, &hm_slot()->use[device], (int64_t)bytes, false))) {
+    if (bytes > 0 && (hm_slot() == NULL || !hm_ledger_overhead(device, &hm_slot()->use[device],
+                                                               (int64_t)bytes, false))) {
         hm_quota_refused(device, bytes);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -265,11 +272,13 @@ cuStreamCreate(CUstream *phStream, unsigned int Flags)
 HM_HOOK CUresult
 cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority)
 {
-    return stream_fits() ? REAL(cuStreamCreateWithPriority(phStream, flags, priority)) : CUDA_ERROR_OUT_OF_MEMORY;
+    return stream_fits() ? REAL(cuStreamCreateWithPriority(phStream, flags, priority))
+                         : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 HM_HOOK CUresult
 cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int flags, int priority)
 {
-    return stream_fits() ? REAL(cuGreenCtxStreamCreate(phStream, greenCtx, flags, priority)) : CUDA_ERROR_OUT_OF_MEMORY;
+    return stream_fits() ? REAL(cuGreenCtxStreamCreate(phStream, greenCtx, flags, priority))
+                         : CUDA_ERROR_OUT_OF_MEMORY;
 }

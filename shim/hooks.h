@@ -54,17 +54,17 @@ hm_enter(bool resolved, bool (*resolve)(void))
 }
 
 /* Call the real CUDA or NVML function: result = REAL(cuMemAlloc_v2(&ptr, bytes)). */
-#define REAL(call)                                                                                                     \
-    ({                                                                                                                 \
-        hm_enter(__atomic_load_n(&hm_cuda_resolved, __ATOMIC_ACQUIRE), hm_resolve_cuda);                               \
-        __auto_type hm_result = real.call;                                                                             \
-        hm_depth--;                                                                                                    \
-        hm_result;                                                                                                     \
+#define REAL(call)                                                                       \
+    ({                                                                                   \
+        hm_enter(__atomic_load_n(&hm_cuda_resolved, __ATOMIC_ACQUIRE), hm_resolve_cuda); \
+        __auto_type hm_result = real.call;                                               \
+        hm_depth--;                                                                      \
+        hm_result;                                                                       \
     })
-#define REAL_NVML(call)                                                                                                \
-    ({                                                                                                                 \
-        hm_enter(__atomic_load_n(&hm_nvml_resolved, __ATOMIC_ACQUIRE), hm_resolve_nvml);                               \
-        __auto_type hm_result = real.call;                                                                             \
-        hm_depth--;                                                                                                    \
-        hm_result;                                                                                                     \
+#define REAL_NVML(call)                                                                  \
+    ({                                                                                   \
+        hm_enter(__atomic_load_n(&hm_nvml_resolved, __ATOMIC_ACQUIRE), hm_resolve_nvml); \
+        __auto_type hm_result = real.call;                                               \
+        hm_depth--;                                                                      \
+        hm_result;                                                                       \
     })

@@ -103,13 +103,16 @@ scan_names(const void *image, const Elf64_Shdr *section)
     static const struct {
         const char *name;
         uint32_t bit;
-    } known[] = {{"__assertfail", HM_SERVICE_ASSERT}, {"vprintf", HM_SERVICE_PRINTF}, {"malloc", HM_SERVICE_MALLOC}};
+    } known[] = {{"__assertfail", HM_SERVICE_ASSERT},
+                 {"vprintf", HM_SERVICE_PRINTF},
+                 {"malloc", HM_SERVICE_MALLOC}};
     char text[TEXT_BYTES];
     uint64_t step = sizeof(text) - LONGEST_NAME_BYTES; /* a name may lie across two pieces */
 
     for (uint64_t at = 0; at < section->sh_size && at < LONGEST_TEXT_BYTES; at += step) {
         uint64_t rest = section->sh_size - at;
-        size_t bytes = peek_some(image, plus(section->sh_offset, at), text, rest < sizeof(text) ? rest : sizeof(text));
+        size_t bytes = peek_some(image, plus(section->sh_offset, at), text,
+                                 rest < sizeof(text) ? rest : sizeof(text));
 
         for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
             if (memmem(text, bytes, known[i].name, strlen(known[i].name) + 1) != NULL)

@@ -1,6 +1,7 @@
 #include "ledger.h"
 
-#define HEADROOM_BYTES 67108864 /* granted beyond the need while far from the cap, so that most grants need no lock */
+#define HEADROOM_BYTES \
+    67108864 /* granted beyond the need while far from the cap, so that most grants need no lock */
 
 static uint64_t
 granted(uint64_t word)
@@ -30,7 +31,8 @@ hm_ledger_take(struct hm_use *use, uint32_t units)
     do {
         if (used(word) + units > granted(word))
             return false;
-    } while (!__atomic_compare_exchange_n(&use->grant, &word, word + units, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+    } while (!__atomic_compare_exchange_n(&use->grant, &word, word + units, true, __ATOMIC_ACQ_REL,
+                                          __ATOMIC_RELAXED));
     return true; /* the release pairs with the acquire of whoever calls the surplus in */
 }
 
@@ -42,13 +44,15 @@ hm_ledger_give(struct hm_use *use, uint32_t units)
 
     do
         less = used(word) >= units ? word - units : granted(word) << 32;
-    while (!__atomic_compare_exchange_n(&use->grant, &word, less, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+    while (!__atomic_compare_exchange_n(&use->grant, &word, less, true, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_RELAXED));
 }
 
 uint64_t
 hm_cap_bytes(int device)
 {
-    uint64_t cap = __atomic_load_n(&hm_tenant.limits->device[device].memory_bytes, __ATOMIC_ACQUIRE);
+    uint64_t cap =
+        __atomic_load_n(&hm_tenant.limits->device[device].memory_bytes, __ATOMIC_ACQUIRE);
 
     return cap != 0 ? cap : UINT64_MAX;
 }
@@ -62,31 +66,48 @@ slots(void)
 }
 
 /*
- * Sum of (grants or uses) and overhead over the taken slots, and the orphans: memory that its exporter gave up and an
- * importer still holds. No identity of an allocation crosses processes, so orphans are what one process imported beyond
- * all that the others still own of what they exported; the largest such difference, since several may hold the same.
+ * No identity of an allocation crosses processes, so orphans are what one process imported beyond all that the others
+ * still own of what they exported; the largest such difference, since several may hold the same.
  */
-static uint64_t
-sum(int device, bool of_grants)
+uint64_t
+hm_ledger_orphans(int device)
 {
-    uint64_t bytes = 0, exported = 0, most = 0;
+    uint64_t exported = 0, most = 0;
 
     for (uint32_t i = 0; i < slots(); i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         const struct hm_use *use = &slot->use[device];
-        uint64_t word, out, in;
+        uint64_t out, in;
 
-        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0) /* pairs with the release in fill_slot, clear_slot */
+        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) ==
+            0) /* pairs with the release in fill_slot, clear_slot */
             continue;
-        word = __atomic_load_n(&use->grant, __ATOMIC_ACQUIRE);
         out = __atomic_load_n(&use->exported_bytes, __ATOMIC_RELAXED);
         in = __atomic_load_n(&use->imported_bytes, __ATOMIC_RELAXED);
-        bytes += (of_grants ? granted(word) : used(word)) * HM_UNIT_BYTES;
-        bytes += __atomic_load_n(&use->overhead_bytes, __ATOMIC_RELAXED);
         exported += out;
         most = in > 0 && in + out > most ? in + out : most;
     }
-    return bytes + (most > exported ? most - exported : 0);
+    return most > exported ? most - exported : 0;
+}
+
+/* Sum of (grants or uses) and overhead over the taken slots, and the orphans. */
+static uint64_t
+sum(int device, bool of_grants)
+{
+    uint64_t bytes = hm_ledger_orphans(device);
+
+    for (uint32_t i = 0; i < slots(); i++) {
+        const struct hm_slot *slot = &hm_tenant.usage->slot[i];
+        const struct hm_use *use = &slot->use[device];
+        uint64_t word;
+
+        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0)
+            continue;
+        word = __atomic_load_n(&use->grant, __ATOMIC_ACQUIRE);
+        bytes += (of_grants ? granted(word) : used(word)) * HM_UNIT_BYTES;
+        bytes += __atomic_load_n(&use->overhead_bytes, __ATOMIC_RELAXED);
+    }
+    return bytes;
 }
 
 uint64_t
@@ -114,8 +135,8 @@ call_in(int device)
         uint64_t word = __atomic_load_n(&use->grant, __ATOMIC_RELAXED);
 
         while (granted(word) > used(word) &&
-               !__atomic_compare_exchange_n(&use->grant, &word, used(word) << 32 | used(word), true, __ATOMIC_ACQ_REL,
-                                            __ATOMIC_RELAXED))
+               !__atomic_compare_exchange_n(&use->grant, &word, used(word) << 32 | used(word), true,
+                                            __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
             ; /* pairs with the exchange in hm_ledger_take: the owner either took it before, or sees it gone */
     }
 }
@@ -145,7 +166,8 @@ raise_and_take(struct hm_use *use, uint32_t units, uint64_t free_bytes, uint64_t
         if (margin_bytes > 0 && free_bytes - bytes >= margin_bytes + HEADROOM_BYTES &&
             granted(word) + missing + HEADROOM_BYTES / HM_UNIT_BYTES < UINT32_MAX)
             extra = HEADROOM_BYTES / HM_UNIT_BYTES;
-        if (__atomic_compare_exchange_n(&use->grant, &word, (granted(word) + missing + extra) << 32 | want, true,
+        if (__atomic_compare_exchange_n(&use->grant, &word,
+                                        (granted(word) + missing + extra) << 32 | want, true,
                                         __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
             return true;
     }

@@ -30,6 +30,9 @@ bool hm_ledger_overhead(int device, struct hm_use *use, int64_t bytes, bool forc
 /* What the tenant holds on a device now: used + overhead of the living. No lock. */
 uint64_t hm_ledger_charged(int device);
 
+/* Of that, what its exporter gave up and an importer still holds. No lock. */
+uint64_t hm_ledger_orphans(int device);
+
 /* What can still be allocated: cap - reserve - charged, 0 if less. No lock. UINT64_MAX when uncapped. */
 uint64_t hm_ledger_room(int device);
 

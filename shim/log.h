@@ -5,9 +5,9 @@
 void hm_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* The same, once for each place in the code and process. */
-#define hm_log_once(...)                                                                                               \
-    do {                                                                                                               \
-        static bool hm_logged;                                                                                         \
-        if (!__atomic_exchange_n(&hm_logged, true, __ATOMIC_RELAXED))                                                  \
-            hm_log(__VA_ARGS__);                                                                                       \
+#define hm_log_once(...)                                              \
+    do {                                                              \
+        static bool hm_logged;                                        \
+        if (!__atomic_exchange_n(&hm_logged, true, __ATOMIC_RELAXED)) \
+            hm_log(__VA_ARGS__);                                      \
     } while (0)

@@ -21,7 +21,8 @@ static struct stripe {
 static uint64_t
 hash(enum hm_type type, uint64_t key)
 {
-    return ((key ^ (uint64_t)type << 56) * 0x9e3779b97f4a7c15u) >> 32; /* Fibonacci hashing: pointers differ high up */
+    return ((key ^ (uint64_t)type << 56) * 0x9e3779b97f4a7c15u) >>
+           32; /* Fibonacci hashing: pointers differ high up */
 }
 
 static struct stripe *
@@ -54,7 +55,7 @@ hm_object_put(const struct hm_object *object)
     pthread_mutex_lock(&stripe->mutex);
     link = place(stripe, at, object->type, object->key);
     node->next = *link;
-    *link = node;
+    __atomic_store_n(link, node, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&stripe->mutex);
     return true;
 }
@@ -66,11 +67,13 @@ hm_object_take(enum hm_type type, uint64_t key, struct hm_object *object)
     struct stripe *stripe = stripe_of(at);
     struct node **link, *node;
 
+    if (__atomic_load_n(&stripe->chain[at / STRIPES % CHAINS], __ATOMIC_RELAXED) == NULL)
+        return false; /* whoever got this key saw it put here, by whatever handed the key over */
     pthread_mutex_lock(&stripe->mutex);
     link = place(stripe, at, type, key);
     node = *link;
     if (node != NULL)
-        *link = node->next;
+        __atomic_store_n(link, node->next, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&stripe->mutex);
     if (node == NULL)
         return false;
@@ -96,7 +99,8 @@ hm_object_look(enum hm_type type, uint64_t key, struct hm_object *object)
 }
 
 bool
-hm_object_change(enum hm_type type, uint64_t key, void (*change)(struct hm_object *, void *), void *argument)
+hm_object_change(enum hm_type type, uint64_t key, void (*change)(struct hm_object *, void *),
+                 void *argument)
 {
     uint64_t at = hash(type, key);
     struct stripe *stripe = stripe_of(at);
@@ -126,7 +130,7 @@ unlink_dead(struct stripe *stripe, CUcontext context)
                 link = &node->next;
                 continue;
             }
-            *link = node->next;
+            __atomic_store_n(link, node->next, __ATOMIC_RELAXED);
             node->next = dead;
             dead = node;
         }

@@ -26,11 +26,11 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one measurement at 
 static nvmlProcessInfo_v2_t processes[PROCESSES];         /* under the mutex */
 static nvmlDevice_t handles[HM_DEVICES];                  /* under the mutex */
 static bool nvml_works;                                   /* after nvml_ready */
-static bool nvml_warm;                                    /* NVML was asked once and answers at once; atomic */
-static uint32_t unmeasured;                               /* a bit for each device with a new context; atomic */
-static uint32_t creating[HM_DEVICES];                     /* contexts being made; atomic */
-static uint64_t measured_bytes[HM_DEVICES];               /* our overhead as last measured exactly; atomic */
-static uint32_t services;                                 /* that are charged in each context; atomic */
+static bool nvml_warm;                      /* NVML was asked once and answers at once; atomic */
+static uint32_t unmeasured;                 /* a bit for each device with a new context; atomic */
+static uint32_t creating[HM_DEVICES];       /* contexts being made; atomic */
+static uint64_t measured_bytes[HM_DEVICES]; /* our overhead as last measured exactly; atomic */
+static uint32_t services;                   /* that are charged in each context; atomic */
 
 static void
 nvml_init(void)
@@ -59,12 +59,15 @@ list_processes(int device)
     if (!nvml_ready())
         return -1;
     if (handles[device] == NULL &&
-        REAL_NVML(nvmlDeviceGetHandleByUUID(hm_tenant.limits->device[device].uuid, &handles[device])) != NVML_SUCCESS)
+        REAL_NVML(nvmlDeviceGetHandleByUUID(hm_tenant.limits->device[device].uuid,
+                                            &handles[device])) != NVML_SUCCESS)
         return -1;
     if (!hm_missing((const void *)real.nvmlDeviceGetComputeRunningProcesses_v3))
-        result = REAL_NVML(nvmlDeviceGetComputeRunningProcesses_v3(handles[device], &count, processes));
+        result =
+            REAL_NVML(nvmlDeviceGetComputeRunningProcesses_v3(handles[device], &count, processes));
     else /* the same structure since driver 450 */
-        result = REAL_NVML(nvmlDeviceGetComputeRunningProcesses_v2(handles[device], &count, processes));
+        result =
+            REAL_NVML(nvmlDeviceGetComputeRunningProcesses_v2(handles[device], &count, processes));
     return result == NVML_SUCCESS ? (int)count : -1;
 }
 
@@ -73,7 +76,8 @@ static uint64_t
 footprint(uint32_t pid, int count)
 {
     for (int i = 0; i < count; i++)
-        if (processes[i].pid == pid && processes[i].usedGpuMemory != (unsigned long long)NVML_VALUE_NOT_AVAILABLE)
+        if (processes[i].pid == pid &&
+            processes[i].usedGpuMemory != (unsigned long long)NVML_VALUE_NOT_AVAILABLE)
             return processes[i].usedGpuMemory;
     return UINT64_MAX;
 }
@@ -82,7 +86,8 @@ footprint(uint32_t pid, int count)
 static uint64_t
 listed_bytes(const struct hm_use *use)
 {
-    uint64_t used = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_ACQUIRE) * (uint64_t)HM_UNIT_BYTES;
+    uint64_t used =
+        (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_ACQUIRE) * (uint64_t)HM_UNIT_BYTES;
     uint64_t unlisted = __atomic_load_n(&use->kind_bytes[HM_MANAGED], __ATOMIC_RELAXED) +
                         __atomic_load_n(&use->kind_bytes[HM_EXTERNAL], __ATOMIC_RELAXED);
 
@@ -107,7 +112,8 @@ note_before(int device, uint64_t pid_ns)
         if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid_ns != pid_ns)
             continue;
         before[i].pid = slot->pid;
-        before[i].taken = __atomic_load_n(&slot->use[device].taken_bytes, __ATOMIC_ACQUIRE); /* before used: quota.c */
+        before[i].taken = __atomic_load_n(&slot->use[device].taken_bytes,
+                                          __ATOMIC_ACQUIRE); /* before used: quota.c */
         before[i].listed = listed_bytes(&slot->use[device]);
     }
     return high < HM_SLOTS ? high : HM_SLOTS;
@@ -141,7 +147,24 @@ least_overhead(int device, const struct hm_use *use)
     uint64_t context = load(&hm_tenant.usage->device[device].context_bytes);
     uint32_t bits = __atomic_load_n(&services, __ATOMIC_RELAXED);
 
-    return __atomic_load_n(&use->contexts, __ATOMIC_RELAXED) * (context + (context > 0 ? service_bytes(bits) : 0));
+    return __atomic_load_n(&use->contexts, __ATOMIC_RELAXED) *
+           (context + (context > 0 ? service_bytes(bits) : 0));
+}
+
+/*
+ * An orphan is in the tenant's sum already. NVML bills it to its importer as well, but only if nothing else holds it
+ * (another importer, an exported descriptor that somebody left open), which nobody can tell (driver 580). So it is taken
+ * for billed as long as the least overhead is left.
+ */
+static uint64_t
+less_orphans(int device, const struct hm_use *use, uint64_t overhead, uint64_t least)
+{
+    uint64_t imported = load(&use->imported_bytes),
+             orphans = imported > 0 ? hm_ledger_orphans(device) : 0;
+    uint64_t beyond = overhead > least ? overhead - least : 0;
+
+    orphans = orphans < imported ? orphans : imported;
+    return overhead - (orphans < beyond ? orphans : beyond);
 }
 
 /*
@@ -156,8 +179,10 @@ write_overhead(int device, uint32_t index, uint64_t footprint_bytes, uint64_t pe
     struct hm_use *use = &hm_tenant.usage->slot[index].use[device];
     uint64_t most = before[index].listed +
                     (__atomic_load_n(&use->taken_bytes, __ATOMIC_ACQUIRE) - before[index].taken);
-    uint64_t overhead = footprint_bytes > most ? footprint_bytes - most : 0, least = least_overhead(device, use);
+    uint64_t overhead = footprint_bytes > most ? footprint_bytes - most : 0,
+             least = least_overhead(device, use);
 
+    overhead = less_orphans(device, use, overhead, least);
     if (exact)
         __atomic_store_n(&measured_bytes[device], overhead, __ATOMIC_RELAXED);
     if (exact && overhead < least)
@@ -174,18 +199,21 @@ is_unchanged(int device, const struct hm_slot *mine)
     uint32_t index = (uint32_t)(mine - hm_tenant.usage->slot);
 
     return hm_quota_quiet(device) && __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0 &&
-           before[index].taken == __atomic_load_n(&mine->use[device].taken_bytes, __ATOMIC_ACQUIRE) &&
+           before[index].taken ==
+               __atomic_load_n(&mine->use[device].taken_bytes, __ATOMIC_ACQUIRE) &&
            before[index].listed == listed_bytes(&mine->use[device]);
 }
 
 static void
-write_all(int device, int count, uint32_t high, const struct hm_slot *mine, uint64_t pending, bool quiet)
+write_all(int device, int count, uint32_t high, const struct hm_slot *mine, uint64_t pending,
+          bool quiet)
 {
     for (uint32_t i = 0; i < high; i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         uint64_t bytes;
 
-        if (before[i].pid == 0 || __atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid != before[i].pid)
+        if (before[i].pid == 0 || __atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 ||
+            slot->pid != before[i].pid)
             continue;
         bytes = footprint(slot->pid, count);
         if (bytes != UINT64_MAX)
@@ -250,11 +278,15 @@ measure_context(int device)
     struct hm_slot *mine = hm_slot();
 
     if (!refresh(device)) {
-        __atomic_fetch_or(&unmeasured, 1u << device, __ATOMIC_ACQ_REL); /* the helper tries again, soon */
+        __atomic_fetch_or(&unmeasured, 1u << device,
+                          __ATOMIC_ACQ_REL); /* the helper tries again, soon */
         syscall(SYS_futex, &hm_tenant.usage->trim, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    } else if (mine != NULL && mine->use[device].contexts == 1 && listed_bytes(&mine->use[device]) == 0 &&
-        hm_tenant.usage->device[device].estimated == 0)
-        hm_tenant.usage->device[device].context_bytes = mine->use[device].overhead_bytes;
+    } else if (mine != NULL &&
+               __atomic_load_n(&mine->use[device].contexts, __ATOMIC_RELAXED) == 1 &&
+               listed_bytes(&mine->use[device]) == 0 &&
+               hm_tenant.usage->device[device].estimated == 0)
+        __atomic_store_n(&hm_tenant.usage->device[device].context_bytes,
+                         load(&measured_bytes[device]), __ATOMIC_RELAXED);
 }
 
 bool
@@ -280,10 +312,11 @@ hm_overhead_context_begin(int device)
     if (hm_ledger_overhead(device, &mine->use[device], (int64_t)bytes, false))
         return true;
     __atomic_fetch_sub(&creating[device], 1, __ATOMIC_ACQ_REL);
-    hm_log_once("a CUDA context takes about %.0f MiB of the card, and only %.0f of the %.0f MiB of %s are left; raise the "
+    hm_log_once("a CUDA context takes about %.0f MiB of the card, and only %.0f of the %.0f MiB of "
+                "%s are left; raise the "
                 "memory cap",
-                (double)bytes / HM_MIB, (double)hm_ledger_room(device) / HM_MIB, (double)hm_cap_bytes(device) / HM_MIB,
-                hm_tenant.limits->tenant);
+                (double)bytes / HM_MIB, (double)hm_ledger_room(device) / HM_MIB,
+                (double)hm_cap_bytes(device) / HM_MIB, hm_tenant.limits->tenant);
     hm_quota_refused(device, bytes);
     return false;
 }
@@ -302,7 +335,8 @@ hm_overhead_context_end(int device, bool made)
     __atomic_fetch_sub(&creating[device], 1, __ATOMIC_ACQ_REL);
     if (!made)
         return;
-    __atomic_fetch_or(&unmeasured, 1u << device, __ATOMIC_ACQ_REL); /* the helper takes it if NVML is not ready yet */
+    __atomic_fetch_or(&unmeasured, 1u << device,
+                      __ATOMIC_ACQ_REL); /* the helper takes it if NVML is not ready yet */
     if (__atomic_load_n(&nvml_warm, __ATOMIC_ACQUIRE) &&
         __atomic_fetch_and(&unmeasured, ~(1u << device), __ATOMIC_ACQ_REL) & 1u << device)
         measure_context(device);
@@ -313,7 +347,8 @@ static void
 forget_context(int device, struct hm_slot *mine)
 {
     hm_local_forget(device);
-    hm_ledger_overhead(device, &mine->use[device], -(int64_t)load(&mine->use[device].overhead_bytes), true);
+    hm_ledger_overhead(device, &mine->use[device],
+                       -(int64_t)load(&mine->use[device].overhead_bytes), true);
 }
 
 void
@@ -326,7 +361,8 @@ hm_overhead_context_gone(int device)
     if (__atomic_load_n(&mine->use[device].contexts, __ATOMIC_RELAXED) > 0 &&
         __atomic_sub_fetch(&mine->use[device].contexts, 1, __ATOMIC_RELAXED) == 0)
         forget_context(device, mine);
-    hm_overhead_refresh(device); /* what the driver keeps after its last context is still on the card */
+    hm_overhead_refresh(
+        device); /* what the driver keeps after its last context is still on the card */
 }
 
 bool
@@ -371,7 +407,8 @@ helper(void *argument)
     for (uint32_t i = 0; i < hm_tenant.limits->device_count; i++)
         list_processes((int)i); /* the first look takes 20 ms */
     pthread_mutex_unlock(&mutex);
-    __atomic_store_n(&nvml_warm, true, __ATOMIC_RELEASE); /* pairs with the acquire in hm_overhead_context_end */
+    __atomic_store_n(&nvml_warm, true,
+                     __ATOMIC_RELEASE); /* pairs with the acquire in hm_overhead_context_end */
     for (;;) {
         uint32_t pending = __atomic_exchange_n(&unmeasured, 0, __ATOMIC_ACQ_REL);
 
@@ -380,7 +417,8 @@ helper(void *argument)
                 measure_context(device);
         pending = __atomic_load_n(&unmeasured, __ATOMIC_ACQUIRE);
         syscall(SYS_futex, trim, FUTEX_WAIT, seen, pending != 0 ? &soon : NULL, NULL, 0);
-        now = __atomic_load_n(trim, __ATOMIC_ACQUIRE); /* pairs with the release of who asks for a trim */
+        now = __atomic_load_n(trim,
+                              __ATOMIC_ACQUIRE); /* pairs with the release of who asks for a trim */
         if (now == seen)
             continue;
         seen = now;

@@ -50,7 +50,8 @@ hm_quota_quiet(int device)
 static void
 count_kind(const struct hm_charge *charge, struct hm_use *use, int64_t bytes)
 {
-    __atomic_fetch_add(&use->kind_bytes[charge->kind], (uint64_t)bytes, __ATOMIC_RELAXED);
+    if (charge->kind < HM_KINDS)
+        __atomic_fetch_add(&use->kind_bytes[charge->kind], (uint64_t)bytes, __ATOMIC_RELAXED);
 }
 
 static struct hm_use *
@@ -126,7 +127,8 @@ grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_bytes)
 static bool
 take_far(int device, struct hm_use *use, uint32_t units)
 {
-    uint32_t *near = &hm_tenant.usage->device[device].near, was = __atomic_load_n(near, __ATOMIC_RELAXED);
+    uint32_t *near = &hm_tenant.usage->device[device].near,
+             was = __atomic_load_n(near, __ATOMIC_RELAXED);
     bool far;
 
     if (was == HM_DOUBT)
@@ -159,7 +161,8 @@ wait_for_others(int device, struct hm_use *use, uint32_t units)
 static bool
 take(int device, struct hm_use *use, uint32_t units, bool hurry)
 {
-    if (HM_LIKELY(grant_is_good(device) && take_granted(device, use, units)) || take_far(device, use, units))
+    if (HM_LIKELY(grant_is_good(device) && take_granted(device, use, units)) ||
+        take_far(device, use, units))
         return true;
     hm_overhead_refresh(device);
     if (grow(device, use, units, 0))
@@ -217,15 +220,17 @@ hm_quota_refused(int device, uint64_t bytes)
 
     if (use != NULL) {
         __atomic_fetch_add(&use->denials, 1, __ATOMIC_RELAXED);
-        mine = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_RELAXED) * (uint64_t)HM_UNIT_BYTES + use->overhead_bytes;
+        mine = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_RELAXED) * (uint64_t)HM_UNIT_BYTES +
+               use->overhead_bytes;
     }
     if (__atomic_fetch_or(&logged, 1u << device, __ATOMIC_RELAXED) & 1u << device)
         return;
-    hm_log("out of memory: %.1f MiB asked, %.1f left of %.1f MiB (%.1f held by this process, %.1f by others of %s, %d "
+    hm_log("out of memory: %.1f MiB asked, %.1f left of %.1f MiB (%.1f held by this process, %.1f "
+           "by others of %s, %d "
            "kept for modules); further refusals are counted, not logged",
            (double)bytes / HM_MIB, (double)hm_ledger_room(device) / HM_MIB, (double)cap / HM_MIB,
-           (double)mine / HM_MIB, (double)(charged > mine ? charged - mine : 0) / HM_MIB, hm_tenant.limits->tenant,
-           HM_RESERVE_BYTES / HM_MIB);
+           (double)mine / HM_MIB, (double)(charged > mine ? charged - mine : 0) / HM_MIB,
+           hm_tenant.limits->tenant, HM_RESERVE_BYTES / HM_MIB);
 }
 
 void
@@ -248,6 +253,16 @@ hm_quota_adjust(struct hm_charge *charge, uint64_t bytes)
 }
 
 void
+hm_quota_join(struct hm_charge *into, struct hm_charge *charge)
+{
+    if (charge->device < 0)
+        return;
+    into->bytes += charge->bytes;
+    count_kind(into, own_use(into->device), (int64_t)charge->bytes);
+    charge->bytes = 0;
+}
+
+void
 hm_quota_release(const struct hm_charge *charge)
 {
     struct hm_charge gone = *charge;
@@ -265,7 +280,8 @@ hm_quota_done(struct hm_charge *charge)
 }
 
 CUresult
-hm_quota_settle(struct hm_charge *charge, enum hm_type type, uint64_t key, bool dies_with_context, CUresult result)
+hm_quota_settle(struct hm_charge *charge, enum hm_type type, uint64_t key, bool dies_with_context,
+                CUresult result)
 {
     struct hm_object object = {.key = key, .type = type};
 
@@ -280,7 +296,8 @@ hm_quota_settle(struct hm_charge *charge, enum hm_type type, uint64_t key, bool 
     hm_quota_done(charge);
     object.charge = *charge;
     if (!hm_object_put(&object))
-        hm_log_once("no host memory to remember an allocation: it stays charged until this process ends");
+        hm_log_once(
+            "no host memory to remember an allocation: it stays charged until this process ends");
     return result;
 }
 

@@ -8,9 +8,9 @@
 /* Bytes reserved for one call in flight. device -1: nothing is charged (no tenant, or not its device). */
 struct hm_charge {
     int device;
-    enum hm_kind kind;
-    uint64_t bytes;  /* as charged: whole HM_UNIT_BYTES */
-    bool in_flight;  /* the driver call it belongs to has not been settled */
+    enum hm_kind kind; /* HM_KINDS: what becomes part of another charge (hm_quota_join) */
+    uint64_t bytes;    /* as charged: whole HM_UNIT_BYTES */
+    bool in_flight;    /* the driver call it belongs to has not been settled */
 };
 
 /* What was charged for a living object of the driver. */
@@ -45,6 +45,9 @@ bool hm_quota_try(struct hm_charge *charge, enum hm_kind kind, int device, uint6
 /* Change what is charged to bytes, when the driver took more or less than asked. Never refused: it has happened. */
 void hm_quota_adjust(struct hm_charge *charge, uint64_t bytes);
 
+/* Make the bytes of one charge part of another of the same device. The call in flight goes on. */
+void hm_quota_join(struct hm_charge *into, struct hm_charge *charge);
+
 /* The call failed, or the memory is free again: give the charge back. */
 void hm_quota_release(const struct hm_charge *charge);
 
@@ -58,8 +61,8 @@ bool hm_quota_quiet(int device);
  * Settle the call: on success remember the charge under (type, key), otherwise give it back. Returns result. The usual
  * last line of an allocating hook. dies_with_context: the object goes when the current context does.
  */
-CUresult hm_quota_settle(struct hm_charge *charge, enum hm_type type, uint64_t key, bool dies_with_context,
-                         CUresult result);
+CUresult hm_quota_settle(struct hm_charge *charge, enum hm_type type, uint64_t key,
+                         bool dies_with_context, CUresult result);
 
 /* A request is refused elsewhere than in hm_quota_reserve: count and log it. */
 void hm_quota_refused(int device, uint64_t bytes);
@@ -70,7 +73,8 @@ bool hm_object_take(enum hm_type type, uint64_t key, struct hm_object *object);
 bool hm_object_look(enum hm_type type, uint64_t key, struct hm_object *object);
 
 /* Run change(object, argument) on a living object under its lock. False: unknown. */
-bool hm_object_change(enum hm_type type, uint64_t key, void (*change)(struct hm_object *, void *), void *argument);
+bool hm_object_change(enum hm_type type, uint64_t key, void (*change)(struct hm_object *, void *),
+                      void *argument);
 
 /*
  * A hook that frees: take the object first (another thread may get the same address back at once), call the driver,

@@ -17,7 +17,8 @@
 
 #define LOWEST_FD 200 /* out of the way of programs that count on the low numbers */
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* between threads; the OFD lock is between processes */
+static pthread_mutex_t mutex =
+    PTHREAD_MUTEX_INITIALIZER; /* between threads; the OFD lock is between processes */
 static int usage_fd = -1;
 static dev_t usage_dev;
 static ino_t usage_ino;
@@ -57,7 +58,8 @@ usage_fd_is_ours(void)
 {
     struct stat status;
 
-    return usage_fd >= 0 && fstat(usage_fd, &status) == 0 && status.st_dev == usage_dev && status.st_ino == usage_ino;
+    return usage_fd >= 0 && fstat(usage_fd, &status) == 0 && status.st_dev == usage_dev &&
+           status.st_ino == usage_ino;
 }
 
 static bool
@@ -66,7 +68,8 @@ reopen_usage(void)
     struct stat status;
     int fd = open_usage(hm_tenant.usage_path);
 
-    if (fd < 0 || fstat(fd, &status) != 0 || (usage_ino != 0 && (status.st_ino != usage_ino || status.st_dev != usage_dev))) {
+    if (fd < 0 || fstat(fd, &status) != 0 ||
+        (usage_ino != 0 && (status.st_ino != usage_ino || status.st_dev != usage_dev))) {
         if (fd >= 0)
             close(fd);
         return false;
@@ -92,7 +95,8 @@ map_page(const char *path, int fd, size_t size, int protection, char *error, siz
         return NULL;
     }
     if (status.st_size < (off_t)size) {
-        snprintf(error, error_size, "%s is too short: %lld of %zu bytes", path, (long long)status.st_size, size);
+        snprintf(error, error_size, "%s is too short: %lld of %zu bytes", path,
+                 (long long)status.st_size, size);
         return NULL;
     }
     page = mmap(NULL, size, protection, MAP_SHARED, fd, 0);
@@ -104,14 +108,17 @@ map_page(const char *path, int fd, size_t size, int protection, char *error, siz
 }
 
 static bool
-check_header(const char *path, const void *page, uint64_t magic, size_t size, char *error, size_t error_size)
+check_header(const char *path, const void *page, uint64_t magic, size_t size, char *error,
+             size_t error_size)
 {
-    const struct hm_limits *head = page; /* magic, version and size are the first fields of both pages */
+    const struct hm_limits *head =
+        page; /* magic, version and size are the first fields of both pages */
 
     if (head->magic != magic)
         snprintf(error, error_size, "%s is not a page of hamirt", path);
     else if (head->version != HM_VERSION || head->size != size)
-        snprintf(error, error_size, "%s is of version %u (%u bytes), this library knows %d (%zu bytes)", path,
+        snprintf(error, error_size,
+                 "%s is of version %u (%u bytes), this library knows %d (%zu bytes)", path,
                  head->version, head->size, HM_VERSION, size);
     else
         return true;
@@ -121,9 +128,11 @@ check_header(const char *path, const void *page, uint64_t magic, size_t size, ch
 /* A mapping keeps its open file alive, locks and all, in fork children too: so each page is mapped by a file of its own,
    and the one that holds the locks is not mapped. */
 static void *
-open_and_map(const char *path, int flags, size_t size, int protection, char *error, size_t error_size)
+open_and_map(const char *path, int flags, size_t size, int protection, char *error,
+             size_t error_size)
 {
-    int fd = open(path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* a FIFO must not hold us up */
+    int fd =
+        open(path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* a FIFO must not hold us up */
     void *page = map_page(path, fd, size, protection, error, error_size);
 
     if (fd >= 0)
@@ -134,19 +143,23 @@ open_and_map(const char *path, int flags, size_t size, int protection, char *err
 bool
 hm_region_map(struct hm_tenant *tenant, char *error, size_t error_size)
 {
-    void *page = open_and_map(tenant->limits_path, O_RDONLY, sizeof(struct hm_limits), PROT_READ, error, error_size);
+    void *page = open_and_map(tenant->limits_path, O_RDONLY, sizeof(struct hm_limits), PROT_READ,
+                              error, error_size);
 
-    if (page == NULL || !check_header(tenant->limits_path, page, HM_LIMITS_MAGIC, sizeof(struct hm_limits), error, error_size))
+    if (page == NULL || !check_header(tenant->limits_path, page, HM_LIMITS_MAGIC,
+                                      sizeof(struct hm_limits), error, error_size))
         return false;
     tenant->limits = page;
     if (tenant->limits->device_count > HM_DEVICES) {
-        snprintf(error, error_size, "%s names %u devices, at most %d are known", tenant->limits_path,
-                 tenant->limits->device_count, HM_DEVICES);
+        snprintf(error, error_size, "%s names %u devices, at most %d are known",
+                 tenant->limits_path, tenant->limits->device_count, HM_DEVICES);
         return false;
     }
     reopen_usage();
-    page = open_and_map(tenant->usage_path, O_RDWR, sizeof(struct hm_usage), PROT_READ | PROT_WRITE, error, error_size);
-    if (page == NULL || !check_header(tenant->usage_path, page, HM_USAGE_MAGIC, sizeof(struct hm_usage), error, error_size))
+    page = open_and_map(tenant->usage_path, O_RDWR, sizeof(struct hm_usage), PROT_READ | PROT_WRITE,
+                        error, error_size);
+    if (page == NULL || !check_header(tenant->usage_path, page, HM_USAGE_MAGIC,
+                                      sizeof(struct hm_usage), error, error_size))
         return false;
     tenant->usage = page;
     return true;
@@ -160,11 +173,12 @@ recover(void)
 
     usage_fd = -1;
     if (!reopen_usage()) {
-        hm_log_once("%s can't be opened again: %s; no more memory for this process", hm_tenant.usage_path,
-                    strerror(errno));
+        hm_log_once("%s can't be opened again: %s; no more memory for this process",
+                    hm_tenant.usage_path, strerror(errno));
         return;
     }
-    if (slot != NULL && (lock_byte(F_OFD_SETLK, HM_LOCK_SLOTS + (slot - hm_tenant.usage->slot), F_WRLCK, NULL) != 0 ||
+    if (slot != NULL && (lock_byte(F_OFD_SETLK, HM_LOCK_SLOTS + (slot - hm_tenant.usage->slot),
+                                   F_WRLCK, NULL) != 0 ||
                          slot->taken == 0 || slot->pid != (uint32_t)getpid()))
         __atomic_store_n(&own, NULL, __ATOMIC_RELEASE);
 }
@@ -202,7 +216,8 @@ clear_slot(struct hm_slot *slot)
         if (slot->use[i].grant != 0)
             __atomic_store_n(&hm_tenant.usage->device[i].near, HM_DOUBT, __ATOMIC_RELAXED);
     memset(slot->use, 0, sizeof(slot->use));
-    __atomic_store_n(&slot->taken, 0, __ATOMIC_RELEASE); /* pairs with the acquire of whoever sums over slots */
+    __atomic_store_n(&slot->taken, 0,
+                     __ATOMIC_RELEASE); /* pairs with the acquire of whoever sums over slots */
 }
 
 void
@@ -214,7 +229,8 @@ hm_region_reap(void)
 
         if (slot == own || __atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0)
             continue;
-        if (lock_byte(F_OFD_GETLK, HM_LOCK_SLOTS + (off_t)i, F_WRLCK, &lock) == 0 && lock.l_type == F_UNLCK)
+        if (lock_byte(F_OFD_GETLK, HM_LOCK_SLOTS + (off_t)i, F_WRLCK, &lock) == 0 &&
+            lock.l_type == F_UNLCK)
             clear_slot(slot);
     }
 }
@@ -229,7 +245,8 @@ fill_slot(struct hm_slot *slot)
     slot->pid_ns = stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
     memset(slot->command, 0, sizeof(slot->command));
     prctl(PR_GET_NAME, slot->command); /* at most 16 bytes with the NUL */
-    __atomic_store_n(&slot->taken, 1, __ATOMIC_RELEASE); /* pairs with the acquire of whoever sums over slots */
+    __atomic_store_n(&slot->taken, 1,
+                     __ATOMIC_RELEASE); /* pairs with the acquire of whoever sums over slots */
 }
 
 static struct hm_slot *
@@ -243,7 +260,8 @@ claim_slot(void)
             __atomic_store_n(&hm_tenant.usage->high_slot, i + 1, __ATOMIC_RELEASE);
         return &hm_tenant.usage->slot[i];
     }
-    hm_log_once("this tenant already has %d processes that use the GPU; this one can't allocate", HM_SLOTS);
+    hm_log_once("this tenant already has %d processes that use the GPU; this one can't allocate",
+                HM_SLOTS);
     return NULL;
 }
 

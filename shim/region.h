@@ -16,11 +16,11 @@
 #define HM_TENANT_BYTES 64
 #define HM_COMMAND_BYTES 16
 
-#define HM_UNIT_BYTES 512             /* the unit of the grant word: no allocation is smaller */
-#define HM_BLOCK_BYTES 2097152        /* what the driver takes from the card at a time */
-#define HM_RESERVE_BYTES 67108864     /* kept back under every cap for modules loaded inside launches */
-#define HM_NEAR_BYTES 268435456       /* closer to the cap than this, NVML is asked before a grant */
-#define HM_CONTEXT_BYTES 671088640    /* a context's size before any was measured */
+#define HM_UNIT_BYTES 512         /* the unit of the grant word: no allocation is smaller */
+#define HM_BLOCK_BYTES 2097152    /* what the driver takes from the card at a time */
+#define HM_RESERVE_BYTES 67108864 /* kept back under every cap for modules loaded inside launches */
+#define HM_NEAR_BYTES 268435456   /* closer to the cap than this, NVML is asked before a grant */
+#define HM_CONTEXT_BYTES 671088640 /* a context's size before any was measured */
 
 /* What an allocated byte is; the index of hm_use.kind_bytes. */
 enum hm_kind {
@@ -50,7 +50,8 @@ struct hm_limit {
     char uuid[HM_UUID_BYTES]; /* as NVML prints it */
     uint64_t memory_bytes;    /* cap on the footprint; 0: uncapped */
     uint64_t card_bytes;      /* the card's total memory by NVML */
-    uint64_t context_bytes;   /* the last measured context of this driver and card; 0: never measured */
+    uint64_t
+        context_bytes; /* the last measured context of this driver and card; 0: never measured */
 };
 
 /* ro/limits. One writer: the supervisor, or without one `hamirt run` before the program starts. */
@@ -61,8 +62,10 @@ struct hm_limits {
     uint32_t epoch;        /* raised after each change */
     uint32_t on_error;     /* enum hm_on_error */
     uint32_t device_count; /* valid entries of device[] */
-    uint32_t node_devices; /* devices of the node; equal to device_count: CUDA_VISIBLE_DEVICES is left alone */
-    uint64_t lease_ns;     /* CLOCK_MONOTONIC until which a supervisor answers for this page; 0: there is none */
+    uint32_t
+        node_devices; /* devices of the node; equal to device_count: CUDA_VISIBLE_DEVICES is left alone */
+    uint64_t
+        lease_ns; /* CLOCK_MONOTONIC until which a supervisor answers for this page; 0: there is none */
     char tenant[HM_TENANT_BYTES];
     struct hm_limit device[HM_DEVICES]; /* in nvidia-smi's order on the node */
 };
@@ -73,12 +76,13 @@ struct hm_limits {
  * always, both in HM_UNIT_BYTES, in one word so that they change together.
  */
 struct hm_use {
-    uint64_t grant;                /* granted << 32 | used. The owner moves used up to granted without a lock; granted
+    uint64_t
+        grant; /* granted << 32 | used. The owner moves used up to granted without a lock; granted
                                       is raised by the owner and lowered by anybody, under the ledger lock */
-    uint64_t taken_bytes;          /* ever taken out of the grant, raised before used is; the owner */
-    uint64_t overhead_bytes;       /* contexts, modules, local memory; written under the ledger lock */
-    uint64_t exported_bytes;       /* part of used that was exported to other processes; the owner */
-    uint64_t imported_bytes;       /* held here, used by whoever exported it; the owner */
+    uint64_t taken_bytes;    /* ever taken out of the grant, raised before used is; the owner */
+    uint64_t overhead_bytes; /* contexts, modules, local memory; written under the ledger lock */
+    uint64_t exported_bytes; /* part of used that was exported to other processes; the owner */
+    uint64_t imported_bytes; /* held here, used by whoever exported it; the owner */
     uint64_t kind_bytes[HM_KINDS]; /* used by kind; the owner */
     uint64_t denials;              /* requests refused; the owner */
     uint32_t contexts;             /* living contexts; the owner */
@@ -87,7 +91,8 @@ struct hm_use {
 
 /* One process. It lives while its owner holds the OFD lock on byte HM_LOCK_SLOTS + index. */
 struct hm_slot {
-    uint32_t taken;  /* 1 from the claim until it is cleared by its owner or, once dead, by whoever reaps it */
+    uint32_t
+        taken; /* 1 from the claim until it is cleared by its owner or, once dead, by whoever reaps it */
     uint32_t pid;    /* as the owner sees itself */
     uint64_t pid_ns; /* inode of the owner's PID namespace */
     char command[HM_COMMAND_BYTES];
@@ -96,8 +101,8 @@ struct hm_slot {
 
 struct hm_usage_device {
     uint64_t context_bytes; /* the last context measured here; 0: none */
-    uint32_t estimated;     /* 1: NVML does not show our processes, so overhead is what was predicted */
-    uint32_t near;          /* enum hm_near: when a grant has to ask NVML first */
+    uint32_t estimated; /* 1: NVML does not show our processes, so overhead is what was predicted */
+    uint32_t near;      /* enum hm_near: when a grant has to ask NVML first */
 };
 
 /* rw/usage. One writer: the tenant's shims. */
@@ -106,7 +111,8 @@ struct hm_usage {
     uint32_t version;
     uint32_t size;      /* sizeof(struct hm_usage) */
     uint32_t high_slot; /* no slot at or above this index was ever taken */
-    uint32_t trim;      /* futex word, raised when a process needs what the pools of the others hold unused */
+    uint32_t
+        trim; /* futex word, raised when a process needs what the pools of the others hold unused */
     struct hm_usage_device device[HM_DEVICES];
     struct hm_slot slot[HM_SLOTS];
 };

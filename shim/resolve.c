@@ -107,7 +107,8 @@ started(void)
 
     if (HM_LIKELY(__atomic_load_n(&state, __ATOMIC_ACQUIRE) == 2))
         return;
-    if (__atomic_compare_exchange_n(&state, &expected, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+    if (__atomic_compare_exchange_n(&state, &expected, 1, false, __ATOMIC_ACQUIRE,
+                                    __ATOMIC_RELAXED)) {
         start();
         __atomic_store_n(&state, 2, __ATOMIC_RELEASE); /* pairs with the acquire loads here */
     }
@@ -156,14 +157,16 @@ static void
 resolve_cuda(void)
 {
     resolve(false, CUDA_LIBRARY, (void *)missing_cuda);
-    __atomic_store_n(&hm_cuda_resolved, true, __ATOMIC_RELEASE); /* pairs with the acquire in REAL */
+    __atomic_store_n(&hm_cuda_resolved, true,
+                     __ATOMIC_RELEASE); /* pairs with the acquire in REAL */
 }
 
 static void
 resolve_nvml(void)
 {
     resolve(true, NVML_LIBRARY, (void *)missing_nvml);
-    __atomic_store_n(&hm_nvml_resolved, true, __ATOMIC_RELEASE); /* pairs with the acquire in REAL_NVML */
+    __atomic_store_n(&hm_nvml_resolved, true,
+                     __ATOMIC_RELEASE); /* pairs with the acquire in REAL_NVML */
 }
 
 bool

@@ -9,8 +9,10 @@ struct hm_answer {
 };
 
 /* caller: an address in whoever asks. dlsym.S passes three arguments on, whether there are two or three. */
-struct hm_answer hm_dlsym_answer(void *handle, const char *name, const char *unused, const void *caller);
-struct hm_answer hm_dlvsym_answer(void *handle, const char *name, const char *version, const void *caller);
+struct hm_answer hm_dlsym_answer(void *handle, const char *name, const char *unused,
+                                 const void *caller);
+struct hm_answer hm_dlvsym_answer(void *handle, const char *name, const char *version,
+                                  const void *caller);
 
 extern void *(*hm_libc_dlsym)(void *, const char *);
 extern void *(*hm_libc_dlvsym)(void *, const char *, const char *);

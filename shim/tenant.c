@@ -84,14 +84,16 @@ find(void)
     if (locate(error, sizeof(error)) && hm_region_map(&hm_tenant, error, sizeof(error)))
         state = HM_ACTIVE;
     else if (error[0] != '\0')
-        state = hm_tenant.limits != NULL && hm_tenant.limits->on_error == HM_ALLOW ? HM_INERT : HM_BROKEN;
+        state = hm_tenant.limits != NULL && hm_tenant.limits->on_error == HM_ALLOW ? HM_INERT
+                                                                                   : HM_BROKEN;
     if (error[0] != '\0')
         hm_log("%s; %s", error,
                state == HM_BROKEN ? "so CUDA is refused in this process (on_error is deny)"
                                   : "so this process is NOT limited (on_error is allow)");
     if (state == HM_ACTIVE)
         pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-    __atomic_store_n(&hm_tenant_known, 1 + state, __ATOMIC_RELEASE); /* pairs with the acquire in hm_active */
+    __atomic_store_n(&hm_tenant_known, 1 + state,
+                     __ATOMIC_RELEASE); /* pairs with the acquire in hm_active */
 }
 
 enum hm_tenant_state

@@ -73,8 +73,10 @@ void hm_device_init(void);
 int hm_device_index(CUdevice device);
 int hm_device_current(void); /* of the calling thread's current context */
 int hm_device_by_uuid(const char *uuid);
-int hm_device_count(void);         /* devices of the driver */
-CUdevice hm_device_handle(int index); /* the driver's device for an index, -1 if it does not show it */
+int hm_device_only(void);  /* the index of the driver's only device, -1 if there are several */
+int hm_device_count(void); /* devices of the driver */
+CUdevice
+hm_device_handle(int index); /* the driver's device for an index, -1 if it does not show it */
 
 /* visible.c: what CUDA_VISIBLE_DEVICES has to be for the driver to show just the tenant's devices. */
 void hm_visible_enter(void); /* before the real cuInit */

@@ -264,6 +264,6 @@ cuModuleGetLoadingMode(CUmoduleLoadingMode *mode)
 
     if (mode == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    *mode = CU_MODULE_EAGER_LOADING;
+    *mode = CU_MODULE_LAZY_LOADING;
     return CUDA_SUCCESS;
 }

@@ -134,7 +134,10 @@ cuMemPoolTrimTo(CUmemoryPool handle, size_t keep_bytes)
 {
     HM_ENTER(HM_INITIALIZED);
     struct hm_pool *pool = hm_pool_find(handle);
+    CUresult result = hm_capture_unsafe(); /* so in the driver (580) */
 
+    if (result != CUDA_SUCCESS)
+        return result;
     if (pool == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     hm_streams_pump(false);
@@ -177,7 +180,10 @@ cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attribute name, void *value
     HM_ENTER(HM_INITIALIZED);
     struct hm_pool *pool = hm_pool_find(handle);
     int reuse = reuse_index(name);
+    CUresult result = hm_capture_unsafe(); /* so in the driver (580) */
 
+    if (result != CUDA_SUCCESS)
+        return result;
     if (pool == NULL || value == NULL)
         return CUDA_ERROR_INVALID_VALUE;
     hm_streams_pump(false);

@@ -148,8 +148,10 @@ cuStreamGetDevice(CUstream handle, CUdevice *device)
 {
     HM_ENTER(HM_CURRENT);
     struct hm_stream *stream;
-    CUresult result = hm_stream_find(&call, handle, &stream);
+    CUresult result = hm_capture_unsafe(); /* so in the driver (580) */
 
+    if (result == CUDA_SUCCESS)
+        result = hm_stream_find(&call, handle, &stream);
     if (result != CUDA_SUCCESS || device == NULL)
         return result != CUDA_SUCCESS ? result : CUDA_ERROR_INVALID_VALUE;
     *device = stream->ctx->device;

@@ -30,7 +30,7 @@ struct hm_slot {
     uint64_t pid_ns;     /* inode of that namespace */
     uint64_t generation; /* tells a slot's successive owners apart */
     uint32_t contexts[HM_CARDS_MAX];
-    uint64_t blocks[HM_CARDS_MAX]; /* private physical memory, shared objects not included */
+    uint64_t blocks[HM_CARDS_MAX];   /* private physical memory, shared objects not included */
     uint64_t unbilled[HM_CARDS_MAX]; /* of these, what NVML shows for no process: managed memory */
 };
 

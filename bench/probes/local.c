@@ -33,7 +33,7 @@ mine(void)
     nvmlProcessInfo_t list[256];
     unsigned int count = 256;
     nvmlReturn_t (*get)(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *) =
-        (nvmlReturn_t(*)(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *))dlsym(
+        (nvmlReturn_t (*)(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *))dlsym(
             nvml, "nvmlDeviceGetComputeRunningProcesses_v3");
 
     get(card, &count, list);
@@ -81,9 +81,11 @@ try_size(int bytes, CUdeviceptr out)
     asked = mine();
     result = CU(cuLaunchKernel)(function, 1, 1, 1, threads, 1, 1, 0, NULL, arguments, NULL);
     CU(cuCtxSynchronize)();
-    printf("{\"local\": %d, \"attribute\": %d, \"load_kib\": %ld, \"get_kib\": %ld, \"attribute_kib\": %ld, "
+    printf("{\"local\": %d, \"attribute\": %d, \"load_kib\": %ld, \"get_kib\": %ld, "
+           "\"attribute_kib\": %ld, "
            "\"launch_kib\": %ld, \"result\": %d, \"stack_limit\": %zu, \"total_kib\": %ld}\n",
-           bytes, local, loaded - start, got - loaded, asked - got, mine() - asked, result, stack_limit(), mine());
+           bytes, local, loaded - start, got - loaded, asked - got, mine() - asked, result,
+           stack_limit(), mine());
     CU(cuModuleUnload)(module);
 }
 
@@ -100,12 +102,13 @@ main(void)
     cuda = dlopen("libcuda.so.1", RTLD_NOW);
     nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
     start = now_ms();
-    ((nvmlReturn_t(*)(void))dlsym(nvml, "nvmlInit_v2"))();
+    ((nvmlReturn_t (*)(void))dlsym(nvml, "nvmlInit_v2"))();
     printf("{\"nvml_init_ms\": %.2f", now_ms() - start);
     start = now_ms();
     CU(cuInit)(0);
     printf(", \"cuinit_ms\": %.2f", now_ms() - start);
-    ((__typeof__(&nvmlDeviceGetHandleByIndex))dlsym(nvml, "nvmlDeviceGetHandleByIndex_v2"))(0, &card);
+    ((__typeof__(&nvmlDeviceGetHandleByIndex))dlsym(nvml, "nvmlDeviceGetHandleByIndex_v2"))(0,
+                                                                                            &card);
     CU(cuDeviceGet)(&device, 0);
     start = now_ms();
     CU(cuDevicePrimaryCtxRetain)(&context, device);
@@ -113,22 +116,24 @@ main(void)
     CU(cuCtxSetCurrent)(context);
     ((__typeof__(&cuMemAlloc))dlsym(cuda, "cuMemAlloc_v2"))(&out, 4096);
     CU(cuDeviceGetAttribute)(&value, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);
-    printf("{\"processors\": %d, \"stack_limit\": %zu, \"kib\": %ld}\n", value, stack_limit(), mine());
+    printf("{\"processors\": %d, \"stack_limit\": %zu, \"kib\": %ld}\n", value, stack_limit(),
+           mine());
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
         try_size(sizes[i], out);
     for (size_t limit = 2048; limit <= 8192; limit *= 2) {
         long before = mine();
         CUresult result = CU(cuCtxSetLimit)(CU_LIMIT_STACK_SIZE, limit);
 
-        printf("{\"set_stack\": %zu, \"result\": %d, \"kib\": %ld, \"stack_limit\": %zu}\n", limit, result,
-               mine() - before, stack_limit());
+        printf("{\"set_stack\": %zu, \"result\": %d, \"kib\": %ld, \"stack_limit\": %zu}\n", limit,
+               result, mine() - before, stack_limit());
         try_size(16, out);
     }
     for (size_t limit = 16 << 20; limit <= 64 << 20; limit *= 2) {
         long before = mine();
         CUresult result = CU(cuCtxSetLimit)(CU_LIMIT_MALLOC_HEAP_SIZE, limit);
 
-        printf("{\"set_heap\": %zu, \"result\": %d, \"kib\": %ld}\n", limit, result, mine() - before);
+        printf("{\"set_heap\": %zu, \"result\": %d, \"kib\": %ld}\n", limit, result,
+               mine() - before);
         try_size(16, out);
     }
     return 0;

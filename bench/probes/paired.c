@@ -29,8 +29,8 @@ struct calls {
     CUresult (*alloc_async)(CUdeviceptr *, size_t, CUstream);
     CUresult (*free_async)(CUdeviceptr, CUstream);
     CUresult (*info)(size_t *, size_t *);
-    CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                       void **, void **);
+    CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                       unsigned, CUstream, void **, void **);
     CUresult (*synchronize)(CUstream);
     CUresult (*create)(CUcontext *, unsigned, CUdevice);
     CUresult (*destroy)(CUcontext);
@@ -87,7 +87,8 @@ look(struct dl_phdr_info *info, size_t size, void *argument)
     if (symbols == NULL || strings == NULL || hash == NULL)
         return 0;
     for (uint32_t i = 0, count = symbol_count(hash); i < count; i++)
-        if (symbols[i].st_shndx != SHN_UNDEF && strcmp(strings + symbols[i].st_name, search->name) == 0)
+        if (symbols[i].st_shndx != SHN_UNDEF &&
+            strcmp(strings + symbols[i].st_name, search->name) == 0)
             search->found = (void *)(info->dlpi_addr + symbols[i].st_value);
     return search->found != NULL;
 }
@@ -257,7 +258,8 @@ one_round(int round, double figures[ROLES][SERIES])
 
         for (int pass = 0; pass < PASSES; pass++)
             for (int turn = 0; turn < ROLES; turn++) {
-                int role = (round + pass) % 2 ? (turn + pass) % ROLES : (2 * ROLES - turn - pass) % ROLES;
+                int role =
+                    (round + pass) % 2 ? (turn + pass) % ROLES : (2 * ROLES - turn - pass) % ROLES;
 
                 taken[role][pass] = batch(which, of_role(role), native.synchronize);
             }
@@ -269,14 +271,15 @@ one_round(int round, double figures[ROLES][SERIES])
 }
 
 static void
-print_role(const char *name, int role, int rounds, double (*figures)[ROLES][SERIES], int context_rounds,
-           double (*context)[ROLES])
+print_role(const char *name, int role, int rounds, double (*figures)[ROLES][SERIES],
+           int context_rounds, double (*context)[ROLES])
 {
     printf("\"%s\": [", name);
     for (int round = 0; round < rounds; round++) {
         printf("%s{", round > 0 ? ", " : "");
         for (size_t which = 0; which < SERIES; which++)
-            printf("%s\"%s\": %.2f", which > 0 ? ", " : "", series[which].name, figures[round][role][which]);
+            printf("%s\"%s\": %.2f", which > 0 ? ", " : "", series[which].name,
+                   figures[round][role][which]);
         printf("}");
     }
     for (int round = 0; round < context_rounds; round++)
@@ -287,9 +290,10 @@ print_role(const char *name, int role, int rounds, double (*figures)[ROLES][SERI
 int
 main(int count, char **argument)
 {
-    int rounds = count > 1 ? atoi(argument[1]) : 24, context_rounds = count > 2 ? atoi(argument[2]) : 0;
-    double(*figures)[ROLES][SERIES] = calloc((size_t)rounds, sizeof(*figures));
-    double(*context)[ROLES] = calloc((size_t)context_rounds + 1, sizeof(*context));
+    int rounds = count > 1 ? atoi(argument[1]) : 24,
+        context_rounds = count > 2 ? atoi(argument[2]) : 0;
+    double (*figures)[ROLES][SERIES] = calloc((size_t)rounds, sizeof(*figures));
+    double (*context)[ROLES] = calloc((size_t)context_rounds + 1, sizeof(*context));
     CUmodule module;
     CUcontext primary;
 
@@ -298,12 +302,16 @@ main(int count, char **argument)
         return 1;
     fill(&native, past_hooks);
     fill(&hooked, as_given);
-    must(((CUresult(*)(unsigned))as_given("cuInit"))(0), "cuInit");
-    must(((CUresult(*)(CUdevice *, int))as_given("cuDeviceGet"))(&device, 0), "cuDeviceGet");
-    must(((CUresult(*)(CUcontext *, CUdevice))as_given("cuDevicePrimaryCtxRetain"))(&primary, device), "retain");
-    must(((CUresult(*)(CUcontext))as_given("cuCtxSetCurrent"))(primary), "cuCtxSetCurrent");
-    must(((CUresult(*)(CUmodule *, const void *))as_given("cuModuleLoadData"))(&module, hm_ptx), "cuModuleLoadData");
-    must(((CUresult(*)(CUfunction *, CUmodule, const char *))as_given("cuModuleGetFunction"))(&kernel, module, "hm_spin"),
+    must(((CUresult (*)(unsigned))as_given("cuInit"))(0), "cuInit");
+    must(((CUresult (*)(CUdevice *, int))as_given("cuDeviceGet"))(&device, 0), "cuDeviceGet");
+    must(((CUresult (*)(CUcontext *, CUdevice))as_given("cuDevicePrimaryCtxRetain"))(&primary,
+                                                                                     device),
+         "retain");
+    must(((CUresult (*)(CUcontext))as_given("cuCtxSetCurrent"))(primary), "cuCtxSetCurrent");
+    must(((CUresult (*)(CUmodule *, const void *))as_given("cuModuleLoadData"))(&module, hm_ptx),
+         "cuModuleLoadData");
+    must(((CUresult (*)(CUfunction *, CUmodule, const char *))as_given("cuModuleGetFunction"))(
+             &kernel, module, "hm_spin"),
          "cuModuleGetFunction");
     one_round(0, figures[0]); /* to warm up */
     for (int round = 0; round < rounds; round++)

@@ -1,4 +1,4 @@
-"""The ledger as a property: whatever processes do, in any order, its sums hold and it refuses only what does not fit."""
+"""The ledger as a property: whatever processes do, its sums hold and it refuses only what does not fit."""
 
 from __future__ import annotations
 

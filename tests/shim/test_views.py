@@ -280,10 +280,10 @@ def test_where_nvml_shows_none_of_ours_the_slots_do(node: Node, open_shell: Open
 def test_processes_of_another_pid_namespace_have_no_pid_here(node: Node, open_shell: Open) -> None:
     tenant = node.tenant(CAP)
     here = working(open_shell(tenant), 100, tenant=tenant)
-    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, PROGRAMS / "view_shell.py"]
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    with Shell(node.start(command, tenant)) as there:
+    with Shell(node.start([*command, sys.executable, PROGRAMS / "view_shell.py"], tenant)) as there:
         working(there, 512)
 
         assert [pid for pid, _ in here("processes()")[2]] == [here.pid]

@@ -29,7 +29,7 @@ class KernelParams:
         self.values = values
         self.pointers = (c_void_p * max(len(values), 1))(*[addressof(value) for value in values])  # type: ignore[arg-type]
         ones = 1 | 1 << 32  # two dimensions in a word; shared memory and its padding are the fifth
-        self.words = (c_uint64 * 9)(function.value, ones, ones, ones, 0, addressof(self.pointers), 0, 0, 0)
+        self.words = (c_uint64 * 9)(function.value or 0, ones, ones, ones, 0, addressof(self.pointers), 0, 0, 0)
 
 
 def instantiate(side: Side, graph: c_void_p, flags: int = 0) -> c_void_p:
