@@ -97,7 +97,7 @@ listed_bytes(const struct hm_use *use)
 /* What the slots said before NVML was asked. Under the mutex. */
 static struct {
     uint32_t pid; /* 0: not a slot to look at */
-    uint64_t taken, listed;
+    uint64_t answered, listed;
 } before[HM_SLOTS];
 
 static uint32_t
@@ -112,8 +112,7 @@ note_before(int device, uint64_t pid_ns)
         if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) == 0 || slot->pid_ns != pid_ns)
             continue;
         before[i].pid = slot->pid;
-        before[i].taken = __atomic_load_n(&slot->use[device].taken_bytes,
-                                          __ATOMIC_ACQUIRE); /* before used: quota.c */
+        before[i].answered = __atomic_load_n(&slot->use[device].answered_bytes, __ATOMIC_ACQUIRE);
         before[i].listed = listed_bytes(&slot->use[device]);
     }
     return high < HM_SLOTS ? high : HM_SLOTS;
@@ -169,8 +168,8 @@ less_orphans(int device, const struct hm_use *use, uint64_t overhead, uint64_t l
 
 /*
  * Overhead is the footprint less what allocations hold. While others allocate and free, what they hold at the moment of
- * NVML's answer is not known, but it is at most what they held before plus what they took since: that gives the overhead
- * at least, and it is raised to that. It is written exactly, lower too, only by its owner and when nothing of it was in
+ * NVML's answer is not known, but it is at most what they held before plus what they asked for since, or were asking for
+ * then: that gives the overhead at least, and it is raised to that. It is written exactly, lower too, only by its owner and when nothing of it was in
  * flight. The ledger lock is held.
  */
 static void
@@ -178,7 +177,7 @@ write_overhead(int device, uint32_t index, uint64_t footprint_bytes, uint64_t pe
 {
     struct hm_use *use = &hm_tenant.usage->slot[index].use[device];
     uint64_t most = before[index].listed +
-                    (__atomic_load_n(&use->taken_bytes, __ATOMIC_ACQUIRE) - before[index].taken);
+                    (__atomic_load_n(&use->asked_bytes, __ATOMIC_ACQUIRE) - before[index].answered);
     uint64_t overhead = footprint_bytes > most ? footprint_bytes - most : 0,
              least = least_overhead(device, use);
 
@@ -199,8 +198,8 @@ is_unchanged(int device, const struct hm_slot *mine)
     uint32_t index = (uint32_t)(mine - hm_tenant.usage->slot);
 
     return hm_quota_quiet(device) && __atomic_load_n(&creating[device], __ATOMIC_ACQUIRE) == 0 &&
-           before[index].taken ==
-               __atomic_load_n(&mine->use[device].taken_bytes, __ATOMIC_ACQUIRE) &&
+           before[index].answered ==
+               __atomic_load_n(&mine->use[device].asked_bytes, __ATOMIC_ACQUIRE) &&
            before[index].listed == listed_bytes(&mine->use[device]);
 }
 

@@ -100,27 +100,46 @@ grant_is_good(int device)
     return false;
 }
 
-/* Take units, in flight. taken_bytes goes first: whoever measures reads it before used (overhead.c). */
+/* Around each change of used: whoever measures can tell what may have been taken meanwhile (overhead.c). */
+static void
+ask(struct hm_use *use, uint32_t units)
+{
+    __atomic_fetch_add(&use->asked_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
+}
+
+static void
+answered(struct hm_use *use, uint32_t units)
+{
+    __atomic_fetch_add(&use->answered_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
+}
+
+/* Take units, in flight. */
 static bool
 take_granted(int device, struct hm_use *use, uint32_t units)
 {
+    bool taken;
+
     enter(device);
-    __atomic_fetch_add(&use->taken_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
-    if (hm_ledger_take(use, units))
-        return true;
-    leave(device);
-    return false;
+    ask(use, units);
+    taken = hm_ledger_take(use, units);
+    answered(use, units);
+    if (!taken)
+        leave(device);
+    return taken;
 }
 
 static bool
 grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_bytes)
 {
+    bool taken;
+
     enter(device);
-    __atomic_fetch_add(&use->taken_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
-    if (hm_ledger_grow(device, use, units, margin_bytes))
-        return true;
-    leave(device);
-    return false;
+    ask(use, units);
+    taken = hm_ledger_grow(device, use, units, margin_bytes);
+    answered(use, units);
+    if (!taken)
+        leave(device);
+    return taken;
 }
 
 /* Leaves at least HM_NEAR_BYTES free. Says in the page whether there is so much, for all processes of the tenant. */
@@ -244,9 +263,12 @@ hm_quota_adjust(struct hm_charge *charge, uint64_t bytes)
     if (whole < charge->bytes) {
         hm_ledger_give(use, hm_units(charge->bytes - whole));
     } else {
-        __atomic_fetch_add(&use->taken_bytes, whole - charge->bytes, __ATOMIC_ACQ_REL);
-        if (!hm_ledger_take(use, hm_units(whole - charge->bytes)))
-            hm_ledger_force(use, hm_units(whole - charge->bytes));
+        uint32_t units = hm_units(whole - charge->bytes);
+
+        ask(use, units);
+        if (!hm_ledger_take(use, units))
+            hm_ledger_force(use, units);
+        answered(use, units);
     }
     count_kind(charge, use, (int64_t)(whole - charge->bytes));
     charge->bytes = whole;

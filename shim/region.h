@@ -79,7 +79,9 @@ struct hm_use {
     uint64_t
         grant; /* granted << 32 | used. The owner moves used up to granted without a lock; granted
                                       is raised by the owner and lowered by anybody, under the ledger lock */
-    uint64_t taken_bytes;    /* ever taken out of the grant, raised before used is; the owner */
+    uint64_t asked_bytes; /* ever asked of the grant, raised before used is; the owner */
+    uint64_t
+        answered_bytes; /* of these, what was taken or refused, raised after used is; the owner */
     uint64_t overhead_bytes; /* contexts, modules, local memory; written under the ledger lock */
     uint64_t exported_bytes; /* part of used that was exported to other processes; the owner */
     uint64_t imported_bytes; /* held here, used by whoever exported it; the owner */
