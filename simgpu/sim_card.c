@@ -89,12 +89,27 @@ hm_object_hold(uint64_t id)
     object->holders[hm_local.slot / 64] |= 1ull << (hm_local.slot % 64);
 }
 
+/* The one that holds it, -1 if there are several. */
+static int
+only_holder(const struct hm_object *object)
+{
+    int only = -1;
+
+    for (int slot = 0; slot < HM_SLOTS; slot++) {
+        if (holds(object, slot) && only >= 0)
+            return -1;
+        if (holds(object, slot))
+            only = slot;
+    }
+    return only;
+}
+
 static void
 object_release(struct hm_object *object, int slot)
 {
     object->holders[slot / 64] &= ~(1ull << (slot % 64));
-    if (object->payer == slot)
-        object->payer = -1;
+    if (object->payer == slot || object->payer < 0)
+        object->payer = only_holder(object);
     if (is_held(object))
         return;
     hm_local.state->card[object->card].blocks_used -= object->blocks;

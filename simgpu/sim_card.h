@@ -27,7 +27,7 @@ uint64_t hm_card_slot_blocks(uint32_t card, int slot);
 
 /* Recomputes blocks_used from the records. */
 void hm_card_recount(uint32_t card);
-/* Takes everything from a dead process. What others hold of it stays, billed to nobody. */
+/* Takes everything from a dead process. What others hold of it stays. */
 void hm_card_drop_slot(int slot);
 
 /* The identity of card `index`: fixed, so that tests can name it. */

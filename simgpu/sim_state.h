@@ -35,7 +35,7 @@ struct hm_slot {
 };
 
 /* Physical memory that several processes can hold. `payer` is the one NVML shows it for:
-   the one that made it, as long as it holds it; afterwards nobody (-1). */
+   the one that made it, as long as it holds it; then, if there is just one, the one that still does (580). */
 struct hm_object {
     uint64_t id; /* inode of the memfd that names it; 0: free */
     int32_t card;

@@ -16,6 +16,7 @@ import pytest
 
 from hamirt import region
 from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, TOP, Node, card_uuid
+from tests.shim.tricks import hard_link, link, open_folder
 from tests.shim.view import Shell
 
 GIB = 1024 * MIB
@@ -306,20 +307,6 @@ def test_pages_that_are_broken_are_made_again(node: Node, plugin: dict[str, str]
         data = (folder / page).read_bytes()
         (folder / page).write_bytes(damage + data[len(damage) :] if damage else b"")
         assert memory_of(node, plugin) == 8000 * MIB
-
-
-def link(path: Path) -> None:
-    path.symlink_to("/tmp")
-
-
-def hard_link(path: Path) -> None:
-    (path.parent.parent.parent / "victim").write_text("precious")
-    os.link(path.parent.parent.parent / "victim", path)
-
-
-def open_folder(path: Path) -> None:
-    path.mkdir()
-    path.chmod(0o777)
 
 
 TRICKS = [

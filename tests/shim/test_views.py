@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Build, Node, Tenant, card_uuid
-from tests.shim.view import Shell
+from tests.shim.view import Shell, working
 
 CAP = 8192 * MIB
 RESERVE = 64 * MIB
-CONTEXT_BYTES = 520 * MIB  # of a simulated card
 SUCCESS, UNINITIALIZED, INVALID_ARGUMENT, NOT_FOUND, INSUFFICIENT_SIZE, MISMATCH = 0, 1, 2, 6, 7, 25
 INVALID_CONTEXT = 201
 
@@ -39,22 +38,6 @@ def open_shell(node: Node) -> Iterator[Open]:
             return shell
 
         yield start
-
-
-def working(shell: Shell, mib: int, ordinal: int = 0, tenant: Tenant | None = None) -> Shell:
-    """Give the shell a context and an allocation; with its tenant, wait in between until the context is measured."""
-    assert shell(f"context({ordinal})") == 0
-    deadline = time.monotonic() + TIMEOUT_S
-    while tenant is not None and CONTEXT_BYTES not in overheads(tenant, shell.pid):
-        assert time.monotonic() < deadline, overheads(tenant, shell.pid)
-        time.sleep(0.01)
-    assert shell(f"alloc({mib})") == 0
-    return shell
-
-
-def overheads(tenant: Tenant, pid: int) -> list[int]:
-    """Return a process's overhead on each device."""
-    return [use.overhead_bytes for slot in tenant.usage().slots if slot.pid == pid for use in slot.uses]
 
 
 def agreed(shell: Shell, index: int = 0) -> dict[str, Any]:
