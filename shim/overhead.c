@@ -218,7 +218,7 @@ write_all(int device, int count, uint32_t high, const struct hm_slot *mine, uint
         if (bytes != UINT64_MAX)
             write_overhead(device, i, bytes, slot == mine ? pending : 0, slot == mine && quiet);
         else if (slot == mine && __atomic_load_n(&slot->use[device].contexts, __ATOMIC_RELAXED) > 0)
-            hm_tenant.usage->device[device].estimated = 1;
+            __atomic_store_n(&hm_tenant.usage->device[device].estimated, 1, __ATOMIC_RELAXED);
     }
 }
 
@@ -248,7 +248,7 @@ refresh(int device)
     if (count >= 0)
         write_all(device, count, high, mine, pending, quiet);
     else
-        hm_tenant.usage->device[device].estimated = 1;
+        __atomic_store_n(&hm_tenant.usage->device[device].estimated, 1, __ATOMIC_RELAXED);
     hm_ledger_unlock();
     pthread_mutex_unlock(&mutex);
     return quiet || count < 0;
@@ -283,7 +283,7 @@ measure_context(int device)
     } else if (mine != NULL &&
                __atomic_load_n(&mine->use[device].contexts, __ATOMIC_RELAXED) == 1 &&
                listed_bytes(&mine->use[device]) == 0 &&
-               hm_tenant.usage->device[device].estimated == 0)
+               __atomic_load_n(&hm_tenant.usage->device[device].estimated, __ATOMIC_RELAXED) == 0)
         __atomic_store_n(&hm_tenant.usage->device[device].context_bytes,
                          load(&measured_bytes[device]), __ATOMIC_RELAXED);
 }

@@ -240,7 +240,7 @@ hm_quota_refused(int device, uint64_t bytes)
     if (use != NULL) {
         __atomic_fetch_add(&use->denials, 1, __ATOMIC_RELAXED);
         mine = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_RELAXED) * (uint64_t)HM_UNIT_BYTES +
-               use->overhead_bytes;
+               __atomic_load_n(&use->overhead_bytes, __ATOMIC_RELAXED);
     }
     if (__atomic_fetch_or(&logged, 1u << device, __ATOMIC_RELAXED) & 1u << device)
         return;
