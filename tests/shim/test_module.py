@@ -42,6 +42,12 @@ def fatbin(*entries: tuple[int, bytes]) -> bytes:
     return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
 
 
+def compressed(payload: bytes) -> bytes:
+    """Return a fatbin of a cubin that says of itself that it is compressed."""
+    entry = struct.pack("<HHIQI", 2, 0x101, 64, len(payload), len(payload)) + bytes(44) + payload
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entry)) + entry
+
+
 BIG = elf(
     (".text.kernel", SHT_PROGBITS, SHF_ALLOC, 1 << 20),
     (".nv.shared.kernel", SHT_NOBITS, SHF_ALLOC, 1 << 17),
@@ -67,7 +73,29 @@ def harness(build: Build) -> Path:
 def variables(harness: Path, images: list[bytes]) -> list[int]:
     given = b"".join(struct.pack("<Q", len(image)) + image for image in images)
     done = subprocess.run([harness], input=given, capture_output=True, timeout=TIMEOUT_S, check=True)
-    return [int(line) for line in done.stdout.split()]
+    return [int(line.split()[0]) for line in done.stdout.splitlines()]
+
+
+ASSERT, PRINTF, MALLOC = 1, 2, 4
+
+
+@pytest.mark.parametrize(
+    ("image", "services"),
+    [
+        (SMALL, 0),
+        (elf((".nv.global", SHT_NOBITS, SHF_ALLOC, 8192), ("__assertfail", SHT_NOBITS, 0, 0)), ASSERT),
+        (elf(("vprintf", SHT_NOBITS, 0, 0), ("malloc", SHT_NOBITS, 0, 0)), PRINTF | MALLOC),
+        (elf(("mallocator", SHT_NOBITS, 0, 0)), 0),
+        (fatbin((2, elf(("vprintf", SHT_NOBITS, 0, 0))), (1, PTX)), PRINTF),
+        (compressed(SMALL), ASSERT),  # nobody can look into it
+    ],
+)
+def test_what_services_an_image_may_call(harness: Path, image: bytes, services: int) -> None:
+    given = struct.pack("<Q", len(image)) + image
+
+    done = subprocess.run([harness], input=given, capture_output=True, timeout=TIMEOUT_S, check=True)
+
+    assert int(done.stdout.split()[1]) == services
 
 
 def test_what_an_image_says_of_its_variables(harness: Path) -> None:

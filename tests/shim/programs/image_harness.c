@@ -1,6 +1,6 @@
 /*
  * The parser of module images on its own: images from standard input, each behind its length (8 bytes), are laid so
- * that they end where memory ends. Prints what it says of each; a load beyond an image's end is a crash.
+ * that they end where memory ends. Prints what it says of each, and of the services seen so far; a load beyond an image's end is a crash.
  */
 #include <inttypes.h>
 #include <stdint.h>
@@ -27,7 +27,8 @@ main(void)
         if (memory == MAP_FAILED || mprotect(memory + room, page, PROT_NONE) != 0 ||
             fread(image, 1, bytes, stdin) != bytes)
             return 2;
-        printf("%" PRIu64 "\n", hm_image_variables(image));
+        printf("%" PRIu64, hm_image_variables(image));
+        printf(" %" PRIu32 "\n", hm_image_services());
         munmap(memory, room + page);
     }
     return 0;
