@@ -185,7 +185,8 @@ def _ledger_bar(kills: int, checks: list[dict[str, Any]], end: dict[str, Any], s
     measured = f"{done} killed; {len(checks)} checks, agreed within {slowest:.2f} s"
     if wrong:
         return Bar(title, asked, measured, "fail", "; ".join(wrong[:3]))
-    complete = done >= kills and end.get("namespaces") and end.get("survivors_alive") == SURVIVORS
+    every_mode = min(end.get("by_mode", {}).values(), default=0) > 0
+    complete = done >= kills and every_mode and end.get("namespaces") and end.get("survivors_alive") == SURVIVORS
     reason = by_mode if complete else f"incomplete: {by_mode or 'the host died'}; namespaces {end.get('namespaces')}"
     return Bar(title, asked, measured, "pass" if complete else "not resolved", reason)
 

@@ -95,7 +95,7 @@ class Heart:
 def command_of(mode: str, victim: str) -> list[str]:
     """Return the command line of a victim."""
     inner = {"early": "loop", "namespace": "loop", "namespace-exec": "exec"}.get(mode, mode)
-    outer = ["unshare", "--pid", "--fork", "--"] if mode.startswith("namespace") else []
+    outer = ["unshare", "--pid", "--fork", "--mount-proc", "--"] if mode.startswith("namespace") else []
     return [*outer, victim, inner]
 
 
@@ -189,7 +189,8 @@ def can_unshare() -> bool:
     """Tell whether a PID namespace can be made here."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode == 0
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "true"]  # the driver asks /proc about itself
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def main() -> int:

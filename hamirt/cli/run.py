@@ -66,6 +66,8 @@ def command(
     with child.signals_kept() as mask:
         tenant = tenants.create(root, name, command_line, limits, notes)
         env = _environment(tenant.folder, shim if shim.exists() else None, sim)
+        if gpus:
+            env.pop("CUDA_VISIBLE_DEVICES", None)  # it counts the node's GPUs, and would count those given
         try:
             ended = child.run(found.path, command_line, env, mask)
         except BaseException:
