@@ -8,10 +8,6 @@
 
 #define LARGE_BYTES HM_BLOCK_BYTES /* variables of less are overhead */
 
-/* Types of remembered objects, besides those of quota.h. */
-#define HM_MODULE ((enum hm_type)100)
-#define HM_LIBRARY ((enum hm_type)101)
-
 static uint32_t large_libraries; /* of this process; atomic */
 
 /* Close to the cap: whether the process went over it. True as well where nobody counts. */

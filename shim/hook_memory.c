@@ -7,19 +7,11 @@
 #define SHARED 1 /* hm_object.value: others may hold this memory */
 #define PITCH_BYTES 512 /* the driver's row alignment (H100, driver 580) */
 
-static uint64_t
-whole_blocks(uint64_t bytes)
-{
-    return bytes > UINT64_MAX - HM_BLOCK_BYTES
-               ? bytes
-               : (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES * HM_BLOCK_BYTES;
-}
-
 static bool
 reserve_linear(struct hm_charge *charge, uint64_t bytes)
 {
     return hm_quota_reserve(charge, HM_LINEAR, hm_device_current(),
-                            bytes <= SMALL_BYTES ? bytes : whole_blocks(bytes));
+                            bytes <= SMALL_BYTES ? bytes : hm_whole_blocks(bytes));
 }
 
 HM_HOOK CUresult
@@ -67,7 +59,7 @@ cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_
         return CUDA_ERROR_OUT_OF_MEMORY;
     result = REAL(cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes));
     if (result == CUDA_SUCCESS && *pPitch * Height > SMALL_BYTES)
-        hm_quota_adjust(&charge, whole_blocks(*pPitch * Height));
+        hm_quota_adjust(&charge, hm_whole_blocks(*pPitch * Height));
     return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);
 }
 
@@ -90,7 +82,7 @@ cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags)
     struct hm_charge charge;
     CUresult result;
 
-    if (!hm_quota_reserve(&charge, HM_MANAGED, hm_device_current(), whole_blocks(bytesize)))
+    if (!hm_quota_reserve(&charge, HM_MANAGED, hm_device_current(), hm_whole_blocks(bytesize)))
         return CUDA_ERROR_OUT_OF_MEMORY;
     result = REAL(cuMemAllocManaged(dptr, bytesize, flags));
     return hm_quota_settle(&charge, HM_POINTER, result == CUDA_SUCCESS ? *dptr : 0, true, result);

@@ -36,23 +36,19 @@ exchange(CUstreamCaptureMode mode)
     return mode;
 }
 
+/* Beside an allocation, which the driver refuses where asking would do harm; else between two exchanges. */
 static bool
 look(CUmemoryPool handle, CUmemPool_attribute which, cuuint64_t *value)
 {
-    CUstreamCaptureMode mode = exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
-    CUresult result = REAL(cuMemPoolGetAttribute(handle, which, value));
-
-    exchange(mode);
-    return result == CUDA_SUCCESS;
+    return REAL(cuMemPoolGetAttribute(handle, which, value)) == CUDA_SUCCESS;
 }
 
-/* Beside an allocation, which the driver refuses where asking would do harm. */
 static uint64_t
 attribute(CUmemoryPool handle, CUmemPool_attribute which)
 {
     cuuint64_t value = 0;
 
-    REAL(cuMemPoolGetAttribute(handle, which, &value));
+    look(handle, which, &value);
     return value;
 }
 
@@ -352,29 +348,45 @@ cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool 
     return result;
 }
 
-static void
-trim_pool(struct pool *pool)
+static bool
+is_of(const struct pool *pool, int device)
 {
-    CUstreamCaptureMode mode = exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
+    return __atomic_load_n(&pool->handle, __ATOMIC_ACQUIRE) != NULL &&
+           (device < 0 || pool->charge.device == device);
+}
 
-    REAL(cuMemPoolTrimTo(pool->handle, 0));
-    exchange(mode);
+/* Every pool of the device (-1: of any) holds what is charged for it: no need for the mutex. */
+static bool
+all_current(int device)
+{
+    for (int i = 0; i < __atomic_load_n(&pool_high, __ATOMIC_ACQUIRE); i++)
+        if (is_of(&pools[i], device) &&
+            attribute(pools[i].handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) !=
+                __atomic_load_n(&pools[i].charged_bytes, __ATOMIC_RELAXED))
+            return false;
+    return true;
 }
 
 static void
 each_pool(int device, bool trim)
 {
+    CUstreamCaptureMode mode;
+
     if (__atomic_load_n(&pool_high, __ATOMIC_ACQUIRE) == 0)
         return;
-    pthread_mutex_lock(&mutex);
-    for (int i = 0; i < pool_high; i++) {
-        if (pools[i].handle == NULL || (device >= 0 && pools[i].charge.device != device))
-            continue;
-        if (trim)
-            trim_pool(&pools[i]);
-        read_pool(&pools[i]);
+    mode = exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
+    if (trim || !all_current(device)) {
+        pthread_mutex_lock(&mutex);
+        for (int i = 0; i < pool_high; i++) {
+            if (!is_of(&pools[i], device))
+                continue;
+            if (trim)
+                REAL(cuMemPoolTrimTo(pools[i].handle, 0));
+            read_pool(&pools[i]);
+        }
+        pthread_mutex_unlock(&mutex);
     }
-    pthread_mutex_unlock(&mutex);
+    exchange(mode);
 }
 
 void

@@ -10,15 +10,6 @@
 
 struct hm_physical;
 
-/* The driver takes memory from the card in blocks. */
-static inline uint64_t
-hm_whole_blocks(uint64_t bytes)
-{
-    return bytes > UINT64_MAX - HM_BLOCK_BYTES
-               ? bytes
-               : (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES * HM_BLOCK_BYTES;
-}
-
 /* Settle cuMemCreate: on success the charge lives with the memory. Returns result. */
 CUresult hm_physical_created(struct hm_charge *charge, const CUmemGenericAllocationHandle *handle,
                              CUresult result);

@@ -5,6 +5,15 @@
 #pragma once
 #include "tenant.h"
 
+/* The driver takes memory from the card in blocks. */
+static inline uint64_t
+hm_whole_blocks(uint64_t bytes)
+{
+    return bytes > UINT64_MAX - HM_BLOCK_BYTES
+               ? bytes
+               : (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES * HM_BLOCK_BYTES;
+}
+
 /* Bytes reserved for one call in flight. device -1: nothing is charged (no tenant, or not its device). */
 struct hm_charge {
     int device;
@@ -17,12 +26,12 @@ struct hm_charge {
 enum hm_type {
     HM_POINTER = 1,
     HM_CONTEXT,
-    HM_ALLOCATION,
-    HM_MAPPING,
     HM_ARRAY_HANDLE,
     HM_MIPMAP,
     HM_GRAPH_EXEC,
     HM_EXTERNAL_HANDLE,
+    HM_MODULE,
+    HM_LIBRARY,
 };
 
 struct hm_object {
