@@ -29,7 +29,8 @@ demo: build  ## Two tenants share one GPU, simulated where there is none
 test: export HAMIRT_WERROR = 1
 test: build  ## Lint, then all tests that need no GPU
 	@$(MAKE) --no-print-directory lint
-	$(PYTEST) -m "not gpu" tests
+	$(BIN)/python -m pytest -q -m realtime tests
+	$(PYTEST) -m "not gpu and not realtime" tests
 
 lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
 	$(BIN)/ruff check .

@@ -178,7 +178,8 @@ hm_ledger_grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_b
 {
     bool grown;
 
-    hm_ledger_lock();
+    if (!hm_ledger_lock())
+        return false;
     grown = raise_and_take(use, units, grantable(device), margin_bytes);
     if (!grown) {
         call_in(device);
@@ -191,17 +192,20 @@ hm_ledger_grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_b
 void
 hm_ledger_force(struct hm_use *use, uint32_t units)
 {
-    hm_ledger_lock();
+    bool locked = hm_ledger_lock(); /* it has happened: with the lock or without */
+
     raise_and_take(use, units, UINT64_MAX, 0);
-    hm_ledger_unlock();
+    if (locked)
+        hm_ledger_unlock();
 }
 
 bool
 hm_ledger_overhead(int device, struct hm_use *use, int64_t bytes, bool force)
 {
-    bool fits;
+    bool fits, locked = hm_ledger_lock();
 
-    hm_ledger_lock();
+    if (!locked && !force && bytes > 0)
+        return false;
     fits = force || bytes <= 0 || (uint64_t)bytes <= grantable(device);
     if (!fits) {
         call_in(device);
@@ -213,6 +217,7 @@ hm_ledger_overhead(int device, struct hm_use *use, int64_t bytes, bool force)
         now = bytes < 0 && now < (uint64_t)-bytes ? 0 : now + (uint64_t)bytes;
         __atomic_store_n(&use->overhead_bytes, now, __ATOMIC_RELAXED);
     }
-    hm_ledger_unlock();
+    if (locked)
+        hm_ledger_unlock();
     return fits;
 }

@@ -228,8 +228,8 @@ refresh(int device)
 {
     struct hm_slot *mine = hm_slot();
     uint64_t pending;
+    bool quiet, locked;
     uint32_t high;
-    bool quiet;
     int count;
 
     if (mine == NULL)
@@ -243,13 +243,14 @@ refresh(int device)
     count = list_processes(device);
     hm_pool_refresh(device); /* a pool that shrank meanwhile shows as a change */
     hm_graph_refresh(device);
-    hm_ledger_lock();
-    quiet = quiet && is_unchanged(device, mine);
-    if (count >= 0)
+    locked = hm_ledger_lock();
+    quiet = quiet && locked && is_unchanged(device, mine);
+    if (count >= 0 && locked)
         write_all(device, count, high, mine, pending, quiet);
-    else
+    else if (count < 0)
         __atomic_store_n(&hm_tenant.usage->device[device].estimated, 1, __ATOMIC_RELAXED);
-    hm_ledger_unlock();
+    if (locked)
+        hm_ledger_unlock();
     pthread_mutex_unlock(&mutex);
     return quiet || count < 0;
 }
@@ -304,9 +305,7 @@ hm_overhead_context_begin(int device)
     __atomic_fetch_add(&creating[device], 1, __ATOMIC_ACQ_REL);
     if (hm_ledger_overhead(device, &mine->use[device], (int64_t)bytes, false))
         return true;
-    hm_ledger_lock();
-    hm_region_reap();
-    hm_ledger_unlock();
+    hm_region_bury();
     hm_pool_trim(device);
     if (hm_ledger_overhead(device, &mine->use[device], (int64_t)bytes, false))
         return true;

@@ -79,14 +79,6 @@ others_hold_pools(int device, const struct hm_use *mine)
     return false;
 }
 
-static void
-reap(void)
-{
-    hm_ledger_lock();
-    hm_region_reap();
-    hm_ledger_unlock();
-}
-
 /* What this process was granted may be used without asking: far from the cap, and the cap has not changed since. */
 static bool
 grant_is_good(int device)
@@ -188,7 +180,7 @@ take(int device, struct hm_use *use, uint32_t units, bool hurry)
         return true;
     if (hurry)
         return false;
-    reap();
+    hm_region_bury();
     hm_pool_trim(device);
     hm_graph_trim(device);
     hm_overhead_refresh(device);

@@ -13,8 +13,12 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
+#define FIRST_PAUSE_NS 5000
+#define LONGEST_PAUSE_NS 1000000
+#define LONGEST_WAIT_NS 2000000000
 #define LOWEST_FD 200 /* out of the way of programs that count on the low numbers */
 
 static pthread_mutex_t mutex =
@@ -183,13 +187,38 @@ recover(void)
         __atomic_store_n(&own, NULL, __ATOMIC_RELEASE);
 }
 
-void
+/* Not F_OFD_SETLKW: a process that is stopped with the lock would hold up all others for as long as it pleases. */
+static bool
+lock_ledger(void)
+{
+    struct timespec pause = {.tv_nsec = FIRST_PAUSE_NS};
+
+    for (long waited_ns = 0; waited_ns < LONGEST_WAIT_NS; waited_ns += pause.tv_nsec) {
+        if (lock_byte(F_OFD_SETLK, HM_LOCK_LEDGER, F_WRLCK, NULL) == 0)
+            return true;
+        if (errno != EAGAIN && errno != EACCES)
+            return false; /* no file: recover said so */
+        nanosleep(&pause, NULL);
+        if (pause.tv_nsec < LONGEST_PAUSE_NS)
+            pause.tv_nsec *= 2;
+    }
+    hm_log_once("another process of %s holds the ledger of its memory and does not go on; until it "
+                "does, this one gets "
+                "no more",
+                hm_tenant.limits->tenant);
+    return false;
+}
+
+bool
 hm_ledger_lock(void)
 {
     pthread_mutex_lock(&mutex);
     if (HM_UNLIKELY(!usage_fd_is_ours()))
         recover();
-    lock_byte(F_OFD_SETLKW, HM_LOCK_LEDGER, F_WRLCK, NULL);
+    if (lock_ledger())
+        return true;
+    pthread_mutex_unlock(&mutex);
+    return false;
 }
 
 void
@@ -221,8 +250,10 @@ clear_slot(struct hm_slot *slot)
 }
 
 void
-hm_region_reap(void)
+hm_region_bury(void)
 {
+    if (!hm_ledger_lock())
+        return;
     for (uint32_t i = 0; i < high_slot(); i++) {
         struct hm_slot *slot = &hm_tenant.usage->slot[i];
         struct flock lock;
@@ -233,6 +264,7 @@ hm_region_reap(void)
             lock.l_type == F_UNLCK)
             clear_slot(slot);
     }
+    hm_ledger_unlock();
 }
 
 static void
@@ -272,7 +304,8 @@ hm_slot(void)
 
     if (HM_LIKELY(slot != NULL))
         return slot;
-    hm_ledger_lock();
+    if (!hm_ledger_lock())
+        return NULL;
     if (own == NULL && usage_fd >= 0)
         __atomic_store_n(&own, claim_slot(), __ATOMIC_RELEASE); /* pairs with the acquire above */
     slot = own;

@@ -54,12 +54,13 @@ bool hm_region_map(struct hm_tenant *tenant, char *error, size_t error_size);
 /* region.c: this process's slot, claimed on first use, again after fork. NULL: the page has no free slot. */
 struct hm_slot *hm_slot(void);
 
-/* region.c: the ledger's lock, between threads and processes. Never held across a driver call. */
-void hm_ledger_lock(void);
+/* region.c: the ledger's lock, between threads and processes. Never held across a driver call. False, and not held: its
+   owner was stopped while he had it; after two seconds we go on without what the lock was for. */
+bool hm_ledger_lock(void);
 void hm_ledger_unlock(void);
 
-/* region.c: clear the slots of the dead. The ledger lock is held. */
-void hm_region_reap(void);
+/* region.c: clear the slots of the dead. */
+void hm_region_bury(void);
 
 /* region.c: for pthread_atfork. */
 void hm_region_before_fork(void);

@@ -28,9 +28,7 @@ hm_view_bury(const struct hm_slot *mine)
         if (&usage->slot[i] == mine ||
             __atomic_load_n(&usage->slot[i].taken, __ATOMIC_ACQUIRE) == 0)
             continue; /* the acquire pairs with the release of whoever takes or clears the slot */
-        hm_ledger_lock();
-        hm_region_reap();
-        hm_ledger_unlock();
+        hm_region_bury();
         return;
     }
 }

@@ -311,12 +311,23 @@ def test_a_stopped_neighbour_does_not_hold_others_up(attach: Path, node: Node) -
 
     for _ in range(5):
         os.kill(neighbour.pid, signal.SIGSTOP)
-        done = node.run([attach], other, timeout=10)
+        done = node.run([attach], other)
         os.kill(neighbour.pid, signal.SIGCONT)
         time.sleep(0.01)
         assert done.stdout.strip() == "init 0 context 0 alloc 0 total 2048"
 
     ended(neighbour)
+
+
+def test_one_that_is_stopped_with_the_ledger_costs_its_tenant_memory_but_no_hang(attach: Path, node: Node) -> None:
+    tenant = node.tenant(mem=2048 * MIB)
+    with tenant.usage_page.open("r+b") as page:
+        fcntl.fcntl(page, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, lib.HM_LOCK_LEDGER, 1, 0))
+
+        done = node.run([attach], tenant, check=False)
+
+    assert done.stdout.strip().startswith("init 0 context 2 ")
+    assert "holds the ledger" in sentence(done)
 
 
 ALL_DAMAGE = {**STRUCTURE, **CONTENT}

@@ -10,6 +10,8 @@ import pytest
 
 from tests.sim.conftest import Side, Sim, wait_for
 
+pytestmark = pytest.mark.realtime
+
 US = 1000
 SECONDS = 0.6
 
