@@ -289,22 +289,33 @@ cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps)
     return result;
 }
 
+/* Take a pool out of the table: nobody may ask the driver about one that is being destroyed. Returns its charge. */
+static struct hm_charge
+forget(struct pool *pool)
+{
+    struct hm_charge charge;
+
+    pthread_mutex_lock(&mutex);
+    for (int i = 0; i < HM_DEVICES; i++)
+        if (__atomic_load_n(&current[i], __ATOMIC_RELAXED) == pool)
+            __atomic_store_n(&current[i], NULL, __ATOMIC_RELEASE);
+    charge = pool->charge;
+    __atomic_store_n(&pool->handle, NULL, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&mutex);
+    return charge;
+}
+
 /* What is still allocated from a destroyed pool is overhead, by NVML, until it is freed. */
 HM_HOOK CUresult
 cuMemPoolDestroy(CUmemoryPool pool)
 {
     struct pool *known = known_pool(pool);
+    struct hm_charge charge = known != NULL ? forget(known) : (struct hm_charge){.device = -1};
     CUresult result = REAL(cuMemPoolDestroy(pool));
 
-    if (result != CUDA_SUCCESS || known == NULL)
-        return result;
-    pthread_mutex_lock(&mutex);
-    for (int i = 0; i < HM_DEVICES; i++)
-        if (current[i] == known)
-            __atomic_store_n(&current[i], NULL, __ATOMIC_RELEASE);
-    hm_quota_release(&known->charge);
-    __atomic_store_n(&known->handle, NULL, __ATOMIC_RELEASE);
-    pthread_mutex_unlock(&mutex);
+    hm_quota_release(&charge);
+    if (result != CUDA_SUCCESS && known != NULL)
+        add(pool, charge.device); /* and charged again when it is next looked at */
     return result;
 }
 
@@ -348,25 +359,6 @@ cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool 
     return result;
 }
 
-static bool
-is_of(const struct pool *pool, int device)
-{
-    return __atomic_load_n(&pool->handle, __ATOMIC_ACQUIRE) != NULL &&
-           (device < 0 || pool->charge.device == device);
-}
-
-/* Every pool of the device (-1: of any) holds what is charged for it: no need for the mutex. */
-static bool
-all_current(int device)
-{
-    for (int i = 0; i < __atomic_load_n(&pool_high, __ATOMIC_ACQUIRE); i++)
-        if (is_of(&pools[i], device) &&
-            attribute(pools[i].handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) !=
-                __atomic_load_n(&pools[i].charged_bytes, __ATOMIC_RELAXED))
-            return false;
-    return true;
-}
-
 static void
 each_pool(int device, bool trim)
 {
@@ -375,17 +367,15 @@ each_pool(int device, bool trim)
     if (__atomic_load_n(&pool_high, __ATOMIC_ACQUIRE) == 0)
         return;
     mode = exchange(CU_STREAM_CAPTURE_MODE_RELAXED);
-    if (trim || !all_current(device)) {
-        pthread_mutex_lock(&mutex);
-        for (int i = 0; i < pool_high; i++) {
-            if (!is_of(&pools[i], device))
-                continue;
-            if (trim)
-                REAL(cuMemPoolTrimTo(pools[i].handle, 0));
-            read_pool(&pools[i]);
-        }
-        pthread_mutex_unlock(&mutex);
+    pthread_mutex_lock(&mutex);
+    for (int i = 0; i < pool_high; i++) {
+        if (pools[i].handle == NULL || (device >= 0 && pools[i].charge.device != device))
+            continue;
+        if (trim)
+            REAL(cuMemPoolTrimTo(pools[i].handle, 0));
+        read_pool(&pools[i]);
     }
+    pthread_mutex_unlock(&mutex);
     exchange(mode);
 }
 
