@@ -94,7 +94,15 @@ in_fork_child(void)
 
     lock = fresh;
     hm_driver.forked = hm_driver.initialized;
+    hm_state_fork_child();
     hm_process_forget();
+}
+
+/* At load, not at cuInit: a thread may fork while another one is in it. */
+__attribute__((constructor)) static void
+watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, in_fork_child);
 }
 
 static CUresult
@@ -114,7 +122,6 @@ initialize(void)
         fprintf(stderr, "simgpu: more than %d processes\n", HM_SLOTS);
         return CUDA_ERROR_SYSTEM_NOT_READY;
     }
-    pthread_atfork(NULL, NULL, in_fork_child);
     hm_driver.initialized = true;
     return CUDA_SUCCESS;
 }

@@ -135,6 +135,14 @@ hm_state(void)
     return hm_local.state;
 }
 
+void
+hm_state_fork_child(void)
+{
+    static const pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+
+    opening = fresh;
+}
+
 /* The last owner was killed between two writes: believe the records, recompute the sums. */
 static void
 state_repair(struct hm_state *state)

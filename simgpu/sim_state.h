@@ -68,6 +68,8 @@ struct hm_state {
 
 /* The mapped state, made when missing; NULL when it can't be had (one line on stderr says why). */
 struct hm_state *hm_state(void);
+/* In a fork child: another thread of the parent may have been opening the state. */
+void hm_state_fork_child(void);
 void hm_state_lock(void);
 void hm_state_unlock(void);
 
