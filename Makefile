@@ -36,7 +36,7 @@ lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(if $(C_FILES),$(BIN)/clang-format --dry-run --Werror $(C_FILES))
+	@$(if $(C_FILES),$(BIN)/clang-format --dry-run --Werror $(C_FILES))
 
 unit: build  ## The Python tests that start no program
 	$(PYTEST) tests/unit
@@ -64,7 +64,7 @@ gpu-bundle: build  ## What a GPU machine without network needs for tests/gpu and
 format: $(VENV)/ready  ## Let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(if $(C_FILES),$(BIN)/clang-format -i $(C_FILES))
+	@$(if $(C_FILES),$(BIN)/clang-format -i $(C_FILES))
 
 clean:  ## Remove everything that was built, .venv included
 	rm -rf $(VENV) build dist hamirt.egg-info hamirt/_native hamirt/_region.abi3.so
