@@ -57,14 +57,6 @@ hm_cap_bytes(int device)
     return cap != 0 ? cap : UINT64_MAX;
 }
 
-static uint32_t
-slots(void)
-{
-    uint32_t high = __atomic_load_n(&hm_tenant.usage->high_slot, __ATOMIC_ACQUIRE);
-
-    return high < HM_SLOTS ? high : HM_SLOTS;
-}
-
 /*
  * No identity of an allocation crosses processes, so orphans are what one process imported beyond all that the others
  * still own of what they exported; the largest such difference, since several may hold the same.
@@ -74,7 +66,7 @@ hm_ledger_orphans(int device)
 {
     uint64_t exported = 0, most = 0;
 
-    for (uint32_t i = 0; i < slots(); i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         const struct hm_use *use = &slot->use[device];
         uint64_t out, in;
@@ -96,7 +88,7 @@ sum(int device, bool of_grants)
 {
     uint64_t bytes = hm_ledger_orphans(device);
 
-    for (uint32_t i = 0; i < slots(); i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         const struct hm_use *use = &slot->use[device];
         uint64_t word;
@@ -130,7 +122,7 @@ hm_ledger_room(int device)
 static void
 call_in(int device)
 {
-    for (uint32_t i = 0; i < slots(); i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         struct hm_use *use = &hm_tenant.usage->slot[i].use[device];
         uint64_t word = __atomic_load_n(&use->grant, __ATOMIC_RELAXED);
 

@@ -24,18 +24,10 @@ visible_slot(uint32_t i, uint64_t space)
                                                                                          : NULL;
 }
 
-static uint32_t
-slots(void)
-{
-    uint32_t high = __atomic_load_n(&hm_tenant.usage->high_slot, __ATOMIC_ACQUIRE);
-
-    return high < HM_SLOTS ? high : HM_SLOTS;
-}
-
 static const struct hm_slot *
 slot_of(unsigned int pid, uint64_t space)
 {
-    for (uint32_t i = 0; i < slots(); i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         const struct hm_slot *slot = visible_slot(i, space);
 
         if (slot != NULL && slot->pid == pid)
@@ -97,7 +89,7 @@ fill_from_slots(struct hm_list *list, int device)
 {
     uint64_t space = pid_namespace();
 
-    for (uint32_t i = 0; i < slots(); i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         const struct hm_slot *slot = visible_slot(i, space);
         uint64_t bytes = slot != NULL ? slot_bytes(slot, device) : 0;
 

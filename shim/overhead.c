@@ -103,9 +103,9 @@ static struct {
 static uint32_t
 note_before(int device, uint64_t pid_ns)
 {
-    uint32_t high = __atomic_load_n(&hm_tenant.usage->high_slot, __ATOMIC_ACQUIRE);
+    uint32_t high = hm_slots();
 
-    for (uint32_t i = 0; i < high && i < HM_SLOTS; i++) {
+    for (uint32_t i = 0; i < high; i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
 
         before[i].pid = 0;
@@ -115,7 +115,7 @@ note_before(int device, uint64_t pid_ns)
         before[i].answered = __atomic_load_n(&slot->use[device].answered_bytes, __ATOMIC_ACQUIRE);
         before[i].listed = listed_bytes(&slot->use[device]);
     }
-    return high < HM_SLOTS ? high : HM_SLOTS;
+    return high;
 }
 
 /* What the services of image.h take in each context (H100, driver 580: bench/results/late-h100.json). */

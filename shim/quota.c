@@ -66,7 +66,7 @@ own_use(int device)
 static bool
 others_hold_pools(int device, const struct hm_use *mine)
 {
-    for (uint32_t i = 0; i < HM_SLOTS && i < hm_tenant.usage->high_slot; i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
         const struct hm_use *use = &slot->use[device];
 
@@ -105,15 +105,17 @@ answered(struct hm_use *use, uint32_t units)
     __atomic_fetch_add(&use->answered_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
 }
 
-/* Take units, in flight. */
-static bool
-take_granted(int device, struct hm_use *use, uint32_t units)
+/* Around taking units for a call: in flight from before, and on if they were taken. Returns taken. */
+static void
+begin(int device, struct hm_use *use, uint32_t units)
 {
-    bool taken;
-
     enter(device);
     ask(use, units);
-    taken = hm_ledger_take(use, units);
+}
+
+static bool
+begun(int device, struct hm_use *use, uint32_t units, bool taken)
+{
     answered(use, units);
     if (!taken)
         leave(device);
@@ -121,17 +123,17 @@ take_granted(int device, struct hm_use *use, uint32_t units)
 }
 
 static bool
+take_granted(int device, struct hm_use *use, uint32_t units)
+{
+    begin(device, use, units);
+    return begun(device, use, units, hm_ledger_take(use, units));
+}
+
+static bool
 grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_bytes)
 {
-    bool taken;
-
-    enter(device);
-    ask(use, units);
-    taken = hm_ledger_grow(device, use, units, margin_bytes);
-    answered(use, units);
-    if (!taken)
-        leave(device);
-    return taken;
+    begin(device, use, units);
+    return begun(device, use, units, hm_ledger_grow(device, use, units, margin_bytes));
 }
 
 /* Leaves at least HM_NEAR_BYTES free. Says in the page whether there is so much, for all processes of the tenant. */

@@ -228,15 +228,6 @@ hm_ledger_unlock(void)
     pthread_mutex_unlock(&mutex);
 }
 
-/* Slots that may be taken; the page is not trusted with more than it has. */
-static uint32_t
-high_slot(void)
-{
-    uint32_t high = __atomic_load_n(&hm_tenant.usage->high_slot, __ATOMIC_ACQUIRE);
-
-    return high < HM_SLOTS ? high : HM_SLOTS;
-}
-
 /* Memory that it shared by IPC may still be held by others, and is theirs now: the next grant has to look. */
 static void
 clear_slot(struct hm_slot *slot)
@@ -254,7 +245,7 @@ hm_region_bury(void)
 {
     if (!hm_ledger_lock())
         return;
-    for (uint32_t i = 0; i < high_slot(); i++) {
+    for (uint32_t i = 0; i < hm_slots(); i++) {
         struct hm_slot *slot = &hm_tenant.usage->slot[i];
         struct flock lock;
 
@@ -288,7 +279,7 @@ claim_slot(void)
         if (lock_byte(F_OFD_SETLK, HM_LOCK_SLOTS + (off_t)i, F_WRLCK, NULL) != 0)
             continue; /* its owner lives */
         fill_slot(&hm_tenant.usage->slot[i]);
-        if (i >= high_slot())
+        if (i >= hm_slots())
             __atomic_store_n(&hm_tenant.usage->high_slot, i + 1, __ATOMIC_RELEASE);
         return &hm_tenant.usage->slot[i];
     }

@@ -63,7 +63,6 @@ locate(char *error, size_t error_size)
             !hm_config_folder(standalone, sizeof(standalone), error, error_size))
             return false;
         folder = standalone;
-        hm_tenant.standalone = true;
     }
     if (snprintf(hm_tenant.limits_path, sizeof(hm_tenant.limits_path), "%s/ro/limits", folder) >=
             (int)sizeof(hm_tenant.limits_path) ||

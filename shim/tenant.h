@@ -18,7 +18,6 @@ enum hm_tenant_state {
 struct hm_tenant {
     const struct hm_limits *limits;
     struct hm_usage *usage;
-    bool standalone; /* made here, from HAMi's variables: nobody else will clean it up */
     char limits_path[256];
     char usage_path[256];
 };
@@ -50,6 +49,15 @@ bool hm_config_folder(char *path, size_t path_size, char *error, size_t error_si
 
 /* region.c: map and check the pages. False: *error is a sentence. */
 bool hm_region_map(struct hm_tenant *tenant, char *error, size_t error_size);
+
+/* Slots at or above this were never taken. The page is not trusted with more than it has. */
+static inline uint32_t
+hm_slots(void)
+{
+    uint32_t high = __atomic_load_n(&hm_tenant.usage->high_slot, __ATOMIC_ACQUIRE);
+
+    return high < HM_SLOTS ? high : HM_SLOTS;
+}
 
 /* region.c: this process's slot, claimed on first use, again after fork. NULL: the page has no free slot. */
 struct hm_slot *hm_slot(void);

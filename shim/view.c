@@ -22,9 +22,9 @@ void
 hm_view_bury(const struct hm_slot *mine)
 {
     const struct hm_usage *usage = hm_tenant.usage;
-    uint32_t high = __atomic_load_n(&usage->high_slot, __ATOMIC_ACQUIRE);
+    uint32_t high = hm_slots();
 
-    for (uint32_t i = 0; i < high && i < HM_SLOTS; i++) {
+    for (uint32_t i = 0; i < high; i++) {
         if (&usage->slot[i] == mine ||
             __atomic_load_n(&usage->slot[i].taken, __ATOMIC_ACQUIRE) == 0)
             continue; /* the acquire pairs with the release of whoever takes or clears the slot */
