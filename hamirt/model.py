@@ -9,12 +9,26 @@ from enum import Enum
 from pathlib import Path
 
 
+class Standing(Enum):
+    """What a process on a card is to the tenants of the node."""
+
+    REGISTERED = "registered"
+    """It maps its tenant's usage page: the shim is in it."""
+    UNSHIMMED = "unshimmed"
+    """It belongs to a tenant by its cgroup or its parents, and the shim is not in it: no cap holds for it."""
+    FOREIGN = "foreign"
+    """It belongs to no tenant: counted against the card's room, never touched."""
+
+
 @dataclass(frozen=True, slots=True)
 class CardProcess:
-    """A process as NVML lists it on a card."""
+    """A process as NVML lists it on a card. `standing` is None where nobody judged it; `tenant` is a tenant's id."""
 
     pid: int
     used_bytes: int | None
+    standing: Standing | None = None
+    tenant: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +54,28 @@ class Driver:
     simulated: bool
 
 
+class LatencyClass(Enum):
+    """Whose work on a card comes first."""
+
+    LATENCY = "latency"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
+DEFAULT_WEIGHT = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a tenant may use of one card."""
+    """What a tenant may use of one card. `time_percent` caps its GPU time; None is no cap."""
 
     uuid: str
     memory_bytes: int | None
     card_bytes: int
     context_bytes: int | None
+    time_percent: int | None = None
+    weight: int = DEFAULT_WEIGHT
+    latency_class: LatencyClass = LatencyClass.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +118,7 @@ class Use:
     kinds: KindBytes
     denials: int
     contexts: int
+    throttled_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +166,7 @@ class Enforcement:
 
 @dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """What `hamirt run` notes beside the pages, for people."""
+    """What is noted beside the pages. Its processes descend from `pid`, or are in `cgroup`; `uid` owns the tenant."""
 
     id: str
     name: str
@@ -145,6 +174,10 @@ class TenantRecord:
     command: tuple[str, ...]
     simulated: bool
     unenforced: str | None
+    uid: int = 0
+    cgroup: str | None = None
+    container: str | None = None
+    pod: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +219,27 @@ class TenantCard:
     over: bool
     enforcement: Enforcement
     processes: tuple[ProcessView, ...]
+    time_percent: int | None = None
+    weight: int = DEFAULT_WEIGHT
+    latency_class: LatencyClass = LatencyClass.NORMAL
+    busy_ratio: float | None = None
+    """Share of GPU time; None where nobody meters it."""
+    throttled_seconds: float = 0.0
+    """How long its living processes' launches were held back."""
+    unshimmed: tuple[CardProcess, ...] = ()
+    """Its processes on the card that the shim is not in."""
 
     @property
     def used_bytes(self) -> int:
         """What is held against the cap: allocations, pools and overhead."""
         return self.allocation_bytes + self.pool_bytes + self.overhead_bytes
+
+    @property
+    def over_bytes(self) -> int:
+        """How much more than its cap it holds, by the ledger or by NVML, whichever says more."""
+        if self.cap_bytes is None:
+            return 0
+        return max(0, max(self.used_bytes, self.footprint_bytes or 0) - self.cap_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +251,30 @@ class Tenant:
     simulated: bool
     problem: str | None
     cards: tuple[TenantCard, ...]
+    container: str | None = None
+    pod: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """The daemon that a node's state came from."""
+
+    version: str
+    pid: int
+    uptime_seconds: float
+    policy: str
+    """`report` or `kill`: what it does about a violation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """All that `hamirt status` shows. `driver` is None where there is none, and `problem` says why."""
+    """All that `hamirt status` shows. `driver` is None where there is none, and `problem` says why.
+
+    `supervisor` is None where the pages and NVML were read directly.
+    """
 
     driver: Driver | None
     tenants: tuple[Tenant, ...]
     inside: bool
     problem: str | None
+    supervisor: Supervisor | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hamirt.errors import HamirtError
-from hamirt.model import DeviceUsage, KindBytes, Limit, Limits, Slot, Usage, Use
+from hamirt.model import DeviceUsage, KindBytes, LatencyClass, Limit, Limits, Slot, Usage, Use
 
 try:
     from hamirt._region import ffi as ffi
@@ -32,8 +32,10 @@ RESERVE_BYTES: int = lib.HM_RESERVE_BYTES
 BLOCK_BYTES: int = lib.HM_BLOCK_BYTES
 CONTEXT_BYTES: int = lib.HM_CONTEXT_BYTES
 
+_CLASSES = (LatencyClass.NORMAL, LatencyClass.LATENCY, LatencyClass.BATCH)  # in the order of region.h's enum hm_class
 _TORN_READS = 3  # a page that is being written may contradict itself for an instant
 _MOST_BYTES = 1 << 48  # more than any card has, and than any count can honestly be
+_MOST_NS = 1 << 62
 
 
 def create_limits(path: Path, limits: Limits) -> None:
@@ -58,6 +60,9 @@ def create_limits(path: Path, limits: Limits) -> None:
         entry.memory_bytes = limit.memory_bytes or 0
         entry.card_bytes = limit.card_bytes
         entry.context_bytes = limit.context_bytes or 0
+        entry.time_percent = limit.time_percent or 0
+        entry.weight = limit.weight
+        entry.latency_class = _CLASSES.index(limit.latency_class)
     _create(path, 0o644, bytes(ffi.buffer(page)))
 
 
@@ -84,6 +89,8 @@ def read_limits(path: Path) -> Limits:
     _check_head(path, page, lib.HM_LIMITS_MAGIC, LIMITS_BYTES)
     if page.device_count > DEVICES or page.on_error not in (lib.HM_DENY, lib.HM_ALLOW):
         raise _damaged(path, "a count or a choice is out of its range")
+    if any(entry.latency_class >= len(_CLASSES) for entry in page.device[0 : page.device_count]):
+        raise _damaged(path, "a class is none that hamirt knows")
     return Limits(
         tenant=_text(page.tenant),
         allow_on_error=page.on_error == lib.HM_ALLOW,
@@ -94,6 +101,9 @@ def read_limits(path: Path) -> Limits:
                 memory_bytes=entry.memory_bytes or None,
                 card_bytes=entry.card_bytes,
                 context_bytes=entry.context_bytes or None,
+                time_percent=entry.time_percent or None,
+                weight=entry.weight,
+                latency_class=_CLASSES[entry.latency_class],
             )
             for entry in page.device[0 : page.device_count]
         ),
@@ -174,11 +184,12 @@ def _use(path: Path, use: Any) -> Use:
         ),
         denials=_count(path, use.denials),
         contexts=use.contexts,
+        throttled_ns=_count(path, use.throttled_ns, _MOST_NS),
     )
 
 
-def _count(path: Path, value: int) -> int:
-    if value > _MOST_BYTES:
+def _count(path: Path, value: int, most: int = _MOST_BYTES) -> int:
+    if value > most:
         raise _damaged(path, f"it counts {value}")
     return value
 

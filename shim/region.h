@@ -9,7 +9,7 @@
 
 #define HM_LIMITS_MAGIC 0x31746d696c6d6168 /* "hamlimt1" */
 #define HM_USAGE_MAGIC 0x3165676173756d68  /* "hmusage1" */
-#define HM_VERSION 1                       /* of both pages; another version is refused */
+#define HM_VERSION 2                       /* of both pages; another version is refused */
 #define HM_DEVICES 16                      /* devices of one tenant */
 #define HM_SLOTS 512                       /* living processes of one tenant that use CUDA */
 #define HM_UUID_BYTES 48                   /* "GPU-" and 36 characters, zero padded */
@@ -42,6 +42,9 @@ enum hm_near {
 
 enum hm_on_error { HM_DENY, HM_ALLOW };
 
+/* Whose work on the card comes first. */
+enum hm_class { HM_NORMAL, HM_LATENCY, HM_BATCH };
+
 /* Bytes of the usage file that carry OFD locks (they lie beyond its data): the ledger's, then one for each slot. */
 #define HM_LOCK_LEDGER 1073741824
 #define HM_LOCK_SLOTS 1073741825
@@ -52,6 +55,10 @@ struct hm_limit {
     uint64_t card_bytes;      /* the card's total memory by NVML */
     uint64_t
         context_bytes; /* the last measured context of this driver and card; 0: never measured */
+    uint32_t time_percent;  /* cap on GPU time; 0: uncapped */
+    uint32_t weight;        /* share of what is contended, relative to other tenants' */
+    uint32_t latency_class; /* enum hm_class */
+    uint32_t unused;
 };
 
 /* ro/limits. One writer: the supervisor, or without one `hamirt run` before the program starts. */
@@ -87,6 +94,7 @@ struct hm_use {
     uint64_t imported_bytes; /* held here, used by whoever exported it; the owner */
     uint64_t kind_bytes[HM_KINDS]; /* used by kind; the owner */
     uint64_t denials;              /* requests refused; the owner */
+    uint64_t throttled_ns;         /* how long launches were held back; the owner */
     uint32_t contexts;             /* living contexts; the owner */
     uint32_t unused;
 };
