@@ -4,6 +4,7 @@ Frozen values, handed from the modules that read the world (region, nvml, tenant
 Bytes and ratios; what is not known is None, never 0.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -264,6 +265,22 @@ class Supervisor:
     uptime_seconds: float
     policy: str
     """`report` or `kill`: what it does about a violation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the supervisor itself does, for its metrics. Counts and sums are since it started."""
+
+    started_unix_seconds: float
+    nvml_answers: bool
+    samples: int
+    sample_failures: int
+    sample_seconds: float
+    last_sample_unix_seconds: float | None
+    requests: Mapping[str, int]
+    """API requests answered, by HTTP status."""
+    events: Mapping[str, int]
+    """What happened, by kind: tenant_created, tenant_changed, tenant_removed, violation, killed."""
 
 
 @dataclass(frozen=True, slots=True)

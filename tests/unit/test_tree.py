@@ -17,12 +17,14 @@ MOST_LINES = 400
 LAYERS = (
     {"__init__", "errors", "_build"},
     {"units", "model", "config"},
-    {"region", "nvml", "members", "contexts", "program", "child"},
-    {"tenants", "plan", "survey"},
+    {"region", "nvml", "members", "contexts", "program", "child", "client"},
+    {"pages", "tenants", "plan", "survey", "wire", "exporter"},
     {"daemon"},
     {"cli", "__main__"},
 )
-ONLY_USER = {"_region": {"region"}, "pynvml": {"nvml"}, "cffi": {"_build"}, "click": {"cli"}, "rich": {"cli"}}
+ONLY_USER = {"_region": {"region"}, "pynvml": {"nvml"}, "cffi": {"_build"}, "click": {"cli"}, "rich": {"cli"},
+    "prometheus_client": {"exporter"}, "aiohttp": {"daemon"},
+}  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:
