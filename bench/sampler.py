@@ -1,4 +1,4 @@
-"""The footprint of a tenant as NVML tells it: sampled at 100 Hz or faster over a tree of processes."""
+"""The footprint of a tenant as NVML tells it: sampled at 50 Hz or faster over a tree of processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.nvml import Nvml
 from bench.process import parent_of, start_time
 
 PERIOD_S = 0.002
-BAR_HZ = 100.0
+BAR_HZ = 50.0
 
 
 @dataclass(frozen=True, slots=True)

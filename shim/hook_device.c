@@ -6,6 +6,7 @@
 #include "view.h"
 
 #include <limits.h>
+#include <time.h>
 
 /* The cap of a device, UINT64_MAX where there is none. */
 static uint64_t
@@ -46,21 +47,66 @@ view_of_current(uint64_t card_total, uint64_t card_free, struct hm_view *view)
     return device >= 0 && hm_view_read(device, hm_slot(), card_total, card_free, view);
 }
 
+/*
+ * The driver needs 5 us to say what the card has (H100, driver 580), and all we want to know is whether that is less than
+ * the cap leaves. So a thread asks it again after a millisecond only, as long as the answer was no.
+ */
+#define ASK_AGAIN_NS 1000000
+
+static __thread struct {
+    int device;
+    uint64_t until_ns; /* CLOCK_MONOTONIC */
+} capped;              /* it was the cap that limited the last answer */
+
+static uint64_t
+now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static bool
+view_without_driver(struct hm_view *view)
+{
+    int device = capped.until_ns > 0 ? hm_device_current() : -1;
+
+    return device >= 0 && device == capped.device && now_ns() < capped.until_ns &&
+           hm_view_read(device, hm_slot(), UINT64_MAX, UINT64_MAX, view);
+}
+
+static bool
+view_with_driver(uint64_t card_total, uint64_t card_free, struct hm_view *view)
+{
+    capped.until_ns = 0;
+    if (!view_of_current(card_total, card_free, view))
+        return false;
+    if (view->free_bytes < card_free && view->total_bytes < card_total) {
+        capped.device = hm_device_current();
+        capped.until_ns = now_ns() + ASK_AGAIN_NS;
+    }
+    return true;
+}
+
 /* The driver fills what is not NULL (580). */
 HM_HOOK CUresult
 cuMemGetInfo_v2(size_t *free, size_t *total)
 {
-    CUresult result = REAL(cuMemGetInfo_v2(free, total));
     struct hm_view view;
 
-    if (result != CUDA_SUCCESS || !view_of_current(total != NULL ? *total : UINT64_MAX,
-                                                   free != NULL ? *free : UINT64_MAX, &view))
-        return result;
+    if (free == NULL || total == NULL || !view_without_driver(&view)) {
+        CUresult result = REAL(cuMemGetInfo_v2(free, total));
+
+        if (result != CUDA_SUCCESS || !view_with_driver(total != NULL ? *total : UINT64_MAX,
+                                                        free != NULL ? *free : UINT64_MAX, &view))
+            return result;
+    }
     if (free != NULL)
         *free = view.free_bytes;
     if (total != NULL)
         *total = view.total_bytes;
-    return result;
+    return CUDA_SUCCESS;
 }
 
 /* Only for contexts that the first version of cuCtxCreate made. */

@@ -18,7 +18,7 @@
 
 #define HM_UNIT_BYTES 512         /* the unit of the grant word: no allocation is smaller */
 #define HM_BLOCK_BYTES 2097152    /* what the driver takes from the card at a time */
-#define HM_RESERVE_BYTES 67108864 /* kept back under every cap for modules loaded inside launches */
+#define HM_RESERVE_BYTES 33554432 /* kept back under every cap for modules loaded inside launches */
 #define HM_NEAR_BYTES 268435456   /* closer to the cap than this, NVML is asked before a grant */
 #define HM_CONTEXT_BYTES 671088640 /* a context's size before any was measured */
 

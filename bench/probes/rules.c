@@ -86,20 +86,44 @@ alloc_rule(void)
             V2(cuMemFree)(pointers[n]);
         printf(", \"after_free_kib\": %ld}\n", mine() - before);
     }
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i += 3) {
+}
+
+/* KiB of the whole card that are in use: managed memory is billed to no process. */
+static long
+card_kib(void)
+{
+    size_t free_bytes, total;
+
+    V2(cuMemGetInfo)(&free_bytes, &total);
+    return (long)((total - free_bytes) >> 10);
+}
+
+/* What managed memory takes once it is touched, and what stays after it was freed. */
+static void
+managed_rule(void)
+{
+    static const size_t sizes[] = {4096,    65536,    1048576,  2097152,  3145728,   4194304,
+                                   8388608, 16777216, 33554432, 67108864, 134217728, 268435456};
+
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         CUdeviceptr pointers[16];
-        long before = mine();
+        long before = card_kib(), one = 0;
 
         for (int n = 0; n < 16; n++) {
             CU(cuMemAllocManaged)(&pointers[n], sizes[i], CU_MEM_ATTACH_GLOBAL);
             ((__typeof__(&cuMemsetD8))symbol(cuda, "cuMemsetD8_v2"))(pointers[n], 1, sizes[i]);
+            CU(cuCtxSynchronize)();
+            if (n == 0)
+                one = card_kib() - before;
         }
-        CU(cuCtxSynchronize)();
-        printf("{\"rule\": \"managed\", \"bytes\": %zu, \"count\": 16, \"kib\": %ld", sizes[i],
-               mine() - before);
+        printf(
+            "{\"rule\": \"managed\", \"bytes\": %zu, \"count\": 16, \"kib\": %ld, \"first_kib\": "
+            "%ld, \"offset_in_block\": %lu, \"step\": %ld",
+            sizes[i], card_kib() - before, one, (unsigned long)(pointers[0] % 2097152),
+            (long)(pointers[1] - pointers[0]));
         for (int n = 0; n < 16; n++)
             V2(cuMemFree)(pointers[n]);
-        printf(", \"after_free_kib\": %ld}\n", mine() - before);
+        printf(", \"after_free_kib\": %ld}\n", card_kib() - before);
     }
 }
 
@@ -309,6 +333,7 @@ main(void)
     }
     sharing_rule();
     alloc_rule();
+    managed_rule();
     pool_rule();
     array_rule();
     context_costs();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -94,15 +95,15 @@ def row(peak: int, lost: int = 10 * MIB, capped: bool = True, **more: Any) -> Ro
     return Row(ALLOCATORS[0], 8 * GIB, capped, ended, result, Trace(tuple(samples), 0, 0))
 
 
-def verdicts(rows: list[Row], left_out: list[str] | None = None) -> list[str]:
-    """Return the verdicts on footprint, control, room, errors and going on."""
-    return [bar.verdict for bar in bars_of(rows, left_out or [], 100.0)]
+def verdicts(rows: list[Row], left_out: list[str] | None = None, natively: Sequence[Row] = ()) -> list[str]:
+    """Return the verdicts on footprint, control, room, errors, going on and kernels."""
+    return [bar.verdict for bar in bars_of(rows, natively, left_out or [], 100.0)]
 
 
 def test_accuracy_passes_where_all_rows_do() -> None:
     rows = [row(8 * GIB), row(9 * GIB, capped=False)]
 
-    assert verdicts(rows) == ["pass"] * 5
+    assert verdicts(rows) == ["pass"] * 6
 
 
 def test_one_byte_above_the_cap_fails() -> None:
@@ -124,7 +125,19 @@ def test_another_error_than_the_frameworks_own_fails() -> None:
 def test_what_was_left_out_leaves_the_bars_open() -> None:
     found = verdicts([row(8 * GIB), row(9 * GIB, capped=False)], ["torch-native-cap-40"])
 
-    assert found == ["not resolved", "pass", "not resolved", "not resolved", "not resolved"]
+    assert found == ["not resolved", "pass"] + ["not resolved"] * 4
+
+
+def test_a_kernel_that_stays_broken_fails_unless_it_does_so_natively_too() -> None:
+    failed: dict[str, Any] = {"kernels": [{"name": "svd", "phase": "room", "ok": False, "error": None}]}
+    rows = [row(8 * GIB, **failed), row(9 * GIB, capped=False)]
+
+    assert verdicts(rows)[4:] == ["pass", "fail"]
+    assert verdicts(rows, natively=[row(8 * GIB, capped=False, **failed)])[4:] == ["pass", "pass"]
+
+
+def test_not_allocating_again_fails() -> None:
+    assert verdicts([row(8 * GIB, again={"ok": False}), row(9 * GIB, capped=False)])[4] == "fail"
 
 
 def tenant(pids: set[int], allocation: int, used: int) -> TenantStatus:

@@ -28,7 +28,7 @@ def check_refused(node: Node, ended: "subprocess.CompletedProcess[str]", code: i
         (["--mem", "8X", "--", "true"], 125, "'8X' is not a size"),
         (["--mem", "120%", "--", "true"], 125, "more than the card has"),
         (["--mem", "82GiB", "--", "true"], 125, "more than GPU 0 has (81559MiB)"),
-        (["--mem", "100MiB", "--", "true"], 125, "give more than 704MiB"),
+        (["--mem", "100MiB", "--", "true"], 125, "give more than 672MiB"),
         (["--gpu", "0", "--gpu", "0", "--", "true"], 125, "named twice"),
         (["--gpu", "7", "--", "true"], 125, "there is no GPU '7' on this node"),
         (["--gpu", "MIG-0123", "--", "true"], 125, "MIG instance"),

@@ -10,7 +10,7 @@ from hamirt.model import KindBytes, Slot, Use
 from tests.shim.conftest import MIB, TIMEOUT_S, Build, Node, Tenant
 
 CONTEXT_BYTES = 520 * MIB  # of the simulated card
-RESERVE_BYTES = 64 * MIB  # HM_RESERVE_BYTES of shim/region.h
+RESERVE_BYTES = region.RESERVE_BYTES
 NO_USE = Use(0, 0, 0, KindBytes(*(0 for _ in KindBytes.__slots__)), 0, 0)
 
 

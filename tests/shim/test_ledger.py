@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from hamirt import _build
+from hamirt import _build, region
 from tests.shim.conftest import MIB, TOP, Node
 
 UNIT = 512
-RESERVE = 64 * MIB
+RESERVE = region.RESERVE_BYTES
 PROCESSES = 4
 
 

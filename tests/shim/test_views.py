@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from hamirt import region
 from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Build, Node, Tenant, card_uuid
 from tests.shim.view import Shell, working
 
 CAP = 8192 * MIB
-RESERVE = 64 * MIB
+RESERVE = region.RESERVE_BYTES
 SUCCESS, UNINITIALIZED, INVALID_ARGUMENT, NOT_FOUND, INSUFFICIENT_SIZE, MISMATCH = 0, 1, 2, 6, 7, 25
 INVALID_CONTEXT = 201
 
