@@ -5,6 +5,7 @@
  */
 #include "pool.h"
 
+#include "capture.h"
 #include "ledger.h"
 
 #include <pthread.h>
@@ -56,15 +57,7 @@ attribute(CUmemoryPool handle, CUmemPool_attribute which)
 static bool
 captures(CUstream stream, bool per_thread)
 {
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-
-    if (!hm_active())
-        return false;
-    if (per_thread)
-        REAL(cuStreamIsCapturing_ptsz(stream, &status));
-    else
-        REAL(cuStreamIsCapturing(stream, &status));
-    return status != CU_STREAM_CAPTURE_STATUS_NONE;
+    return hm_active() && hm_capture_runs(stream, per_thread);
 }
 
 static struct pool *

@@ -20,7 +20,10 @@
 
 static uint32_t in_flight[HM_DEVICES]; /* calls of this process that are reserved and not settled */
 
-/* In flight before the ledger says used, and until after it says free: a measurement must not mistake it for overhead. */
+/*
+ * In flight until after the ledger says used by which kind, or free: a measurement must not mistake it for overhead. What
+ * has no kind yet need not enter: as long as it is used, and of no kind, it shows by that (hm_quota_quiet).
+ */
 static void
 enter(int device)
 {
@@ -41,12 +44,6 @@ end(struct hm_charge *charge)
     charge->in_flight = false;
 }
 
-bool
-hm_quota_quiet(int device)
-{
-    return __atomic_load_n(&in_flight[device], __ATOMIC_ACQUIRE) == 0;
-}
-
 static void
 count_kind(const struct hm_charge *charge, struct hm_use *use, int64_t bytes)
 {
@@ -60,6 +57,20 @@ own_use(int device)
     struct hm_slot *slot = hm_slot();
 
     return slot != NULL ? &slot->use[device] : NULL;
+}
+
+bool
+hm_quota_quiet(int device)
+{
+    const struct hm_use *use = own_use(device);
+    uint64_t settled = 0, used;
+
+    if (use == NULL || __atomic_load_n(&in_flight[device], __ATOMIC_ACQUIRE) != 0)
+        return use == NULL;
+    for (int kind = 0; kind < HM_KINDS; kind++)
+        settled += __atomic_load_n(&use->kind_bytes[kind], __ATOMIC_ACQUIRE);
+    used = (uint32_t)__atomic_load_n(&use->grant, __ATOMIC_ACQUIRE) * (uint64_t)HM_UNIT_BYTES;
+    return settled == used;
 }
 
 /* Another process of the tenant holds pool memory that it might trim. */
@@ -105,35 +116,26 @@ answered(struct hm_use *use, uint32_t units)
     __atomic_fetch_add(&use->answered_bytes, (uint64_t)units * HM_UNIT_BYTES, __ATOMIC_ACQ_REL);
 }
 
-/* Around taking units for a call: in flight from before, and on if they were taken. Returns taken. */
-static void
-begin(int device, struct hm_use *use, uint32_t units)
+static bool
+take_granted(struct hm_use *use, uint32_t units)
 {
-    enter(device);
+    bool taken;
+
     ask(use, units);
-}
-
-static bool
-begun(int device, struct hm_use *use, uint32_t units, bool taken)
-{
+    taken = hm_ledger_take(use, units);
     answered(use, units);
-    if (!taken)
-        leave(device);
     return taken;
-}
-
-static bool
-take_granted(int device, struct hm_use *use, uint32_t units)
-{
-    begin(device, use, units);
-    return begun(device, use, units, hm_ledger_take(use, units));
 }
 
 static bool
 grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_bytes)
 {
-    begin(device, use, units);
-    return begun(device, use, units, hm_ledger_grow(device, use, units, margin_bytes));
+    bool grown;
+
+    ask(use, units);
+    grown = hm_ledger_grow(device, use, units, margin_bytes);
+    answered(use, units);
+    return grown;
 }
 
 /* Leaves at least HM_NEAR_BYTES free. Says in the page whether there is so much, for all processes of the tenant. */
@@ -170,11 +172,11 @@ wait_for_others(int device, struct hm_use *use, uint32_t units)
     return false;
 }
 
-/* Units for a call, in flight on success. hurry: take the first no for an answer. */
+/* Units for a call. hurry: take the first no for an answer. */
 static bool
 take(int device, struct hm_use *use, uint32_t units, bool hurry)
 {
-    if (HM_LIKELY(grant_is_good(device) && take_granted(device, use, units)) ||
+    if (HM_LIKELY(grant_is_good(device) && take_granted(use, units)) ||
         take_far(device, use, units))
         return true;
     hm_overhead_refresh(device);
@@ -204,6 +206,9 @@ reserve(struct hm_charge *charge, enum hm_kind kind, int device, uint64_t bytes,
         return false;
     charge->device = device;
     charge->bytes = (uint64_t)units * HM_UNIT_BYTES;
+    if (kind == HM_KINDS)
+        return true;
+    enter(device);
     charge->in_flight = true;
     count_kind(charge, use, (int64_t)charge->bytes);
     return true;

@@ -127,6 +127,69 @@ managed_rule(void)
     }
 }
 
+static CUdeviceptr
+touch_managed(size_t bytes)
+{
+    CUdeviceptr pointer = 0;
+
+    CU(cuMemAllocManaged)(&pointer, bytes, CU_MEM_ATTACH_GLOBAL);
+    ((__typeof__(&cuMemsetD8))symbol(cuda, "cuMemsetD8_v2"))(pointer, 1, bytes);
+    CU(cuCtxSynchronize)();
+    return pointer;
+}
+
+/* Bytes that cuMemAlloc gives until it refuses 2 MiB, in KiB; they are freed again. */
+static long
+fill_card_kib(void)
+{
+    static CUdeviceptr pieces[65536];
+    int count = 0;
+    size_t sum = 0;
+
+    for (size_t size = 1 << 30; size >= 2097152; size /= 8)
+        while (count < 65536 && V2(cuMemAlloc)(&pieces[count], size) == CUDA_SUCCESS) {
+            count++;
+            sum += size;
+        }
+    while (count > 0)
+        V2(cuMemFree)(pieces[--count]);
+    return (long)(sum >> 10);
+}
+
+/* The driver takes memory for managed allocations in batches: whose are they, and does it give them to others? */
+static void
+managed_batches(const char *self)
+{
+    long before = card_kib(), room = fill_card_kib(), one, two;
+    CUdeviceptr pointer = touch_managed(4096);
+    char command[4096], line[64];
+    FILE *other;
+
+    one = card_kib() - before;
+    snprintf(command, sizeof(command), "%s managed-child", self);
+    other = popen(command, "r");
+    two = other != NULL && fgets(line, sizeof(line), other) != NULL ? atol(line) : -1;
+    printf("{\"rule\": \"managed batch\", \"this_process_kib\": %ld, \"another_kib\": %ld, "
+           "\"room_without_kib\": %ld, \"free_with_kib\": ",
+           one, two, room);
+    if (other != NULL)
+        pclose(other);
+    before = card_kib();
+    room = fill_card_kib();
+    V2(cuMemFree)(pointer);
+    printf("%ld, \"room_with_kib\": %ld}\n", before, room);
+}
+
+/* Prints by how much the card's use grew when this process touched its first managed memory. */
+static void
+managed_child(void)
+{
+    long before = card_kib();
+
+    touch_managed(4096);
+    printf("%ld\n", card_kib() - before);
+}
+
 static void
 pool_rule(void)
 {
@@ -323,7 +386,7 @@ context_costs(void)
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
     cuda = dlopen("libcuda.so.1", RTLD_NOW);
     nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
@@ -331,7 +394,13 @@ main(void)
         fprintf(stderr, "no driver\n");
         return 2;
     }
+    if (argc > 1 && strcmp(argv[1], "managed-child") == 0) {
+        open_card();
+        managed_child();
+        return 0;
+    }
     sharing_rule();
+    managed_batches(argv[0]);
     alloc_rule();
     managed_rule();
     pool_rule();
