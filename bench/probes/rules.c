@@ -170,7 +170,7 @@ managed_batches(const char *self)
     other = popen(command, "r");
     two = other != NULL && fgets(line, sizeof(line), other) != NULL ? atol(line) : -1;
     printf("{\"rule\": \"managed batch\", \"this_process_kib\": %ld, \"another_kib\": %ld, "
-           "\"room_without_kib\": %ld, \"free_with_kib\": ",
+           "\"room_without_kib\": %ld, \"used_with_kib\": ",
            one, two, room);
     if (other != NULL)
         pclose(other);
