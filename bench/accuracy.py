@@ -1,11 +1,12 @@
 """How exact the memory cap is: the footprint that NVML shows while allocators fill caps of 2, 8 and 40 GiB.
 
-    python3 -m bench.accuracy [--only NAME,...] [--caps 2,8,40] [--jobs 3] [--sim]
+    python3 -m bench.accuracy [--only NAME,...] [--caps 2,8,40] [--jobs 3] [--skip controls,exceeders,full-card] [--sim]
 
 This process carries no shim: it samples NVML over the tenant's processes while each filler asks until it is refused,
 runs kernels that it had not loaded, gives back and goes on. Every allocator also runs once without a cap, and has to
-go beyond it there, or its figures under a cap say nothing. The frameworks run once more without hamirt on a card that
-somebody else has filled but for 8 GiB: what does not come back to life there needs not do so in a tenant either.
+go beyond it there, or its figures under a cap say nothing. A framework whose kernels stay broken once there is room
+runs again without hamirt on a card that somebody else has filled but for 8 GiB: what does not come back to life there
+needs not do so in a tenant either.
 """
 
 from __future__ import annotations
@@ -73,14 +74,19 @@ class Job:
         return self.cap_bytes + OVERSHOOT_BYTES if self.capped else self.allocator.control_takes_bytes
 
 
-def jobs_of(allocators: Sequence[Allocator], caps_gib: Sequence[int], most_gib: int) -> list[Job]:
+def jobs_of(allocators: Sequence[Allocator], caps_gib: Sequence[int], most_gib: int, controls: bool) -> list[Job]:
     """Return all runs, the largest first so that small ones fill the gaps beside them.
 
     Memory that is touched gets at most `most_gib`: on the simulated card it is the host's.
     """
-    jobs = [Job(a, cap * GIB, True) for a in allocators for cap in caps_gib if cap <= most_gib or a.truth == "tree"]
-    jobs += [Job(a, CONTROL_GIB * GIB, False) for a in allocators]
+    jobs = [Job(a, cap * GIB, True) for a in allocators for cap in caps_gib if _is_tried(a, cap, most_gib)]
+    if controls:
+        jobs += [Job(a, CONTROL_GIB * GIB, False) for a in allocators]
     return sorted(jobs, key=lambda job: -job.takes_bytes)
+
+
+def _is_tried(allocator: Allocator, cap_gib: int, most_gib: int) -> bool:
+    return cap_gib >= allocator.least_gib and (cap_gib <= most_gib or allocator.truth == "tree")
 
 
 def run_job(setup: Setup, job: Job) -> Row:
@@ -128,7 +134,7 @@ def sampled(setup: Setup, argv: list[str], extra: dict[str, str]) -> tuple[Ended
 
 
 def run_on_full_card(setup: Setup, allocators: Sequence[Allocator]) -> list[Row]:
-    """Run frameworks without hamirt while another process holds the card but for CONTROL_GIB; return their rows."""
+    """Run fillers without hamirt while another process holds the card but for CONTROL_GIB; return their rows."""
     with setup.nvml() as nvml:
         handle = nvml.handle(setup.gpu)
         ballast_bytes = nvml.memory(handle).free - CONTROL_GIB * GIB
@@ -205,7 +211,8 @@ def measure_accuracy() -> int:
     options = parser(__doc__)
     options.add_argument("--only", default="", help="allocators by name, comma separated")
     options.add_argument("--caps", default=",".join(map(str, CAPS_GIB)), help="caps in GiB")
-    options.add_argument("--jobs", type=int, default=3, help="framework fillers side by side")
+    options.add_argument("--jobs", type=int, default=3, help="fillers side by side")
+    options.add_argument("--skip", default="", help="controls, exceeders, full-card; comma separated")
     options.add_argument("--name", default="accuracy", help="name of the JSON file")
     asked = options.parse_args()
     setup = setup_of(asked)
@@ -218,23 +225,30 @@ def measure_accuracy() -> int:
         print(f"error: no such allocator: {', '.join(sorted(unknown)) or asked.only}")
         return 2
 
+    skip = set(filter(None, asked.skip.split(",")))
     with setup.nvml() as nvml:
         card_bytes = min(CARD_BYTES, nvml.memory(nvml.handle(setup.gpu)).free)
-        rows, left_out = run_all(setup, jobs_of([a for a in chosen if a.driver], caps, most), 1, card_bytes)
-        exceeders = [run_exceeder(setup, e) for e in EXCEEDERS if setup.left_s() > 0] if not only else []
-        more, more_left = run_all(
-            setup, jobs_of([a for a in chosen if not a.driver], caps, most), asked.jobs, card_bytes
-        )
+    # What shows only in the use of the whole card runs alone.
+    alone, beside = ([a for a in chosen if (a.truth == "card") == whole] for whole in (True, False))
+    rows, left_out = run_all(setup, jobs_of(alone, caps, most, "controls" not in skip), 1, card_bytes)
+    more, more_left = run_all(setup, jobs_of(beside, caps, most, "controls" not in skip), asked.jobs, card_bytes)
     rows += more
     left_out += more_left
-    frameworks = [a for a in chosen if not a.driver and a.room]
-    natively = run_on_full_card(setup, frameworks) if frameworks and setup.left_s() > 0 else []
+    exceeders: list[dict[str, Any]] = []
+    if not only and "exceeders" not in skip and setup.left_s() > 0:
+        with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
+            exceeders = list(pool.map(lambda exceeder: run_exceeder(setup, exceeder), EXCEEDERS))
+    unwell = [a for a in chosen if any(row.allocator is a and row.kernels_failed("room") for row in rows)]
+    natively: list[Row] = []
+    if unwell and "full-card" not in skip and setup.left_s() > 0:
+        natively = run_on_full_card(setup, unwell)
 
     bars = bars_of(rows, natively, left_out, BAR_HZ)
     body = {
         "rows": [row.as_dict() for row in sorted(rows, key=Row.order)],
         "natively_on_a_full_card": [row.as_dict() for row in natively],
         "left_out": left_out,
+        "skipped": sorted(skip),
         "exceeders": exceeders,
         "jobs": asked.jobs,
     }
