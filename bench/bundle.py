@@ -26,7 +26,7 @@ from bench.machine import commit  # noqa: E402
 
 LIMIT_BYTES = 50 << 20
 # What hamirt imports, and two tools whose views the tests compare. PyTorch and the like are on the machine.
-REQUIREMENTS = ("cffi", "click", "nvidia-ml-py", "prometheus-client", "psutil", "rich", "nvitop", "blessed")
+REQUIREMENTS = ("aiohttp", "cffi", "click", "nvidia-ml-py", "prometheus-client", "psutil", "rich", "nvitop", "blessed")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64")
 OLD_PLATFORMS = ("manylinux2010_x86_64", "manylinux1_x86_64", "manylinux_2_5_x86_64")
 FROM_SOURCE = ("gpustat",)  # pure Python, published as source only; it needs blessed

@@ -109,6 +109,11 @@ class Program:
                 self._process.stdin.write(line + "\n")
                 self._process.stdin.flush()
 
+    def send(self, number: int) -> None:
+        """Send the program itself a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def finish(self, timeout_s: float) -> Ended:
         """Wait until it ends by itself, or kill it with all its descendants when the time is up."""
         status: int | None = None

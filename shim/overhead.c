@@ -391,6 +391,20 @@ hm_overhead_services_fit(void)
     return true;
 }
 
+/* The supervisor asked for it: modules came with launches that nobody saw. */
+static void
+measure_all(void)
+{
+    static uint32_t seen; /* only the helper is here */
+    uint32_t asked = __atomic_load_n(&hm_tenant.limits->measure, __ATOMIC_ACQUIRE);
+    const struct hm_slot *mine = asked != seen ? hm_slot() : NULL;
+
+    seen = asked;
+    for (uint32_t i = 0; mine != NULL && i < hm_tenant.limits->device_count; i++)
+        if (__atomic_load_n(&mine->use[i].contexts, __ATOMIC_RELAXED) > 0)
+            hm_overhead_refresh((int)i);
+}
+
 static void *
 helper(void *argument)
 {
@@ -413,6 +427,7 @@ helper(void *argument)
         for (int device = 0; device < HM_DEVICES; device++)
             if (pending & 1u << device)
                 measure_context(device);
+        measure_all();
         pending = __atomic_load_n(&unmeasured, __ATOMIC_ACQUIRE);
         syscall(SYS_futex, trim, FUTEX_WAIT, seen, pending != 0 ? &soon : NULL, NULL, 0);
         now = __atomic_load_n(trim,

@@ -73,6 +73,9 @@ struct hm_limits {
         node_devices; /* devices of the node; equal to device_count: CUDA_VISIBLE_DEVICES is left alone */
     uint64_t
         lease_ns; /* CLOCK_MONOTONIC until which a supervisor answers for this page; 0: there is none */
+    uint32_t
+        measure; /* raised, and hm_usage.trim woken, when NVML says something else than the ledger */
+    uint32_t unused;
     char tenant[HM_TENANT_BYTES];
     struct hm_limit device[HM_DEVICES]; /* in nvidia-smi's order on the node */
 };

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Runs what needs a GPU, natively and in tenants, in parts of less than 8 minutes each.
 
-    python3 tests/gpu/run.py --part smoke|programs|accuracy|stress|overhead|views|all --out DIR [--programs BIN] [--sim]
+    python3 tests/gpu/run.py --part PART|all --out DIR [--programs BIN] [--sim]
+
+PART: smoke, programs, accuracy, stress, overhead, views, supervised.
 
 Each part writes JSON files into DIR and prints a short table. Ends with 0 if every bar was reached, 1 if not.
 """
@@ -22,10 +24,11 @@ from bench.nvml import NvmlError  # noqa: E402
 from bench.process import Program  # noqa: E402
 from tests.gpu.compare import run_programs  # noqa: E402
 from tests.gpu.smoke import run_smoke  # noqa: E402
+from tests.gpu.supervised import run_supervised  # noqa: E402
 from tests.gpu.views import run_views  # noqa: E402
 
 MEASURED = ("accuracy", "stress", "overhead")
-PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views")
+PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views", "supervised")
 GRACE_S = 60.0
 
 
@@ -59,6 +62,7 @@ def main() -> int:
         "smoke": run_smoke,
         "programs": lambda setup: run_programs(setup, only, asked.jobs),
         "views": run_views,
+        "supervised": run_supervised,
         **{part: measured(part, asked.rest) for part in MEASURED},
     }
     worst = 0
