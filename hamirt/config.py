@@ -8,7 +8,7 @@ from pathlib import Path
 from hamirt.errors import HamirtError
 
 SYSTEM_ROOT = Path("/run/hamirt")
-SUPERVISOR_SOCKET = SYSTEM_ROOT / "hamirt.sock"
+SOCKET_NAME = "hamirt.sock"  # of the daemon, in the root that it serves
 CONTAINER_TENANT = SYSTEM_ROOT  # where a container finds its tenant's pages, ro/ and rw/
 TENANT_VARIABLE = "HAMIRT_TENANT_DIR"
 SIM_STATE_VARIABLE = "HAMIRT_SIM_STATE"
@@ -21,7 +21,7 @@ def root_path(env: Mapping[str, str] = os.environ) -> Path:
     given = env.get(ROOT_VARIABLE)
     if given:
         return Path(given).absolute()
-    if os.geteuid() == 0 or _answers(SUPERVISOR_SOCKET):
+    if os.geteuid() == 0 or _answers(socket_path(SYSTEM_ROOT)):
         return SYSTEM_ROOT
     runtime = env.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir():
@@ -71,6 +71,11 @@ def shim_path(env: Mapping[str, str] = os.environ) -> Path:
 def sim_dir(env: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the simulated driver's libraries."""
     return native_dir(env) / "sim"
+
+
+def socket_path(root: Path) -> Path:
+    """Return the socket of the daemon that serves this root."""
+    return root / SOCKET_NAME
 
 
 def sim_state_path(root: Path) -> Path:

@@ -229,6 +229,8 @@ class TenantCard:
     """How long its living processes' launches were held back."""
     unshimmed: tuple[CardProcess, ...] = ()
     """Its processes on the card that the shim is not in."""
+    time_enforcement: Enforcement | None = None
+    """How far its cap on GPU time holds; None where it has none."""
 
     @property
     def used_bytes(self) -> int:

@@ -6,6 +6,7 @@ The simulated NVML stands in by its absolute path; one process uses either it or
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,89 +16,189 @@ from hamirt.errors import HamirtError
 from hamirt.model import Card, CardProcess, Driver
 
 SIM_LIBRARY = "libnvidia-ml.so.1"
+_CARD_IS_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+_FAILURES = (
+    *_CARD_IS_GONE,
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    pynvml.NVML_ERROR_TIMEOUT,
+    pynvml.NVML_ERROR_IRQ_ISSUE,
+    pynvml.NVML_ERROR_OPERATING_SYSTEM,
+    pynvml.NVML_ERROR_UNKNOWN,
+)
+_ROOM = 64  # processes on a card that are asked for at first
 NO_DRIVER = "no NVIDIA driver answers on this machine"
 
 
-@contextmanager
-def _session(sim_dir: Path | None) -> Iterator[None]:
-    if sim_dir is not None:
-        path = sim_dir / SIM_LIBRARY
-        assert pynvml.nvmlLib is None or pynvml.nvmlLib._name == str(path)
+class Session:
+    """NVML kept open from one reading to the next. After a failure the next reading opens it afresh.
+
+    It opens itself at the first reading, in whatever thread that is; use it in one thread at a time.
+    """
+
+    def __init__(self, sim_dir: Path | None = None) -> None:
+        self.lost: tuple[str, ...] = ()
+        """A sentence for each card that did not answer the last reading and is missing from it."""
+        self._sim_dir = sim_dir
+        self._open = False
+        self._version = ""
+        self._known: dict[int, _Known] = {}
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self) -> Driver:
+        """Return the driver and its cards as they are now.
+
+        Raises HamirtError where no driver answers.
+        """
+        if self.lost:
+            self.close()
+        if not self._open:
+            self._init()
         try:
-            pynvml.nvmlLib = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise HamirtError(f"the simulated driver {path} can't be loaded ({error}): run make build") from None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise HamirtError(_why_no_driver(error)) from None
-    try:
-        yield
-    finally:
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+            found = [self._card(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            self.close()
+            raise HamirtError(f"NVML failed: {error}; see what nvidia-smi says") from None
+        self.lost = tuple(card for card in found if isinstance(card, str))
+        cards = tuple(card for card in found if isinstance(card, Card))
+        return Driver(self._version, cards, simulated=self._sim_dir is not None)
+
+    def close(self) -> None:
+        """Let go of NVML; another reading opens it again."""
+        self.lost = ()
+        self._known.clear()
+        if self._open:
+            self._open = False
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+
+    def _init(self) -> None:
+        if self._sim_dir is not None:
+            path = self._sim_dir / SIM_LIBRARY
+            assert pynvml.nvmlLib is None or pynvml.nvmlLib._name == str(path)
+            try:
+                pynvml.nvmlLib = pynvml.nvmlLib or ctypes.CDLL(str(path))
+            except OSError as error:
+                raise HamirtError(f"the simulated driver {path} can't be loaded ({error}): run make build") from None
+        try:
+            pynvml.nvmlInit()
+            self._open = True
+            self._version = _text(pynvml.nvmlSystemGetDriverVersion())
+        except pynvml.NVMLError as error:
+            self.close()
+            raise HamirtError(_why_no_driver(error)) from None
+
+    def _card(self, index: int) -> Card | str:
+        """Return a card, or why it doesn't answer while others may."""
+        try:
+            known = self._known.get(index)
+            if known is None:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+                known = self._known[index] = _Known(handle, _text(uuid), _text(name))
+            return _card(index, known)
+        except pynvml.NVMLError as error:
+            if error.value not in _CARD_IS_GONE:
+                raise
+            return f"GPU {index} doesn't answer ({error}): see what nvidia-smi and the kernel's log say"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What doesn't change of a card while NVML is open."""
+
+    handle: Any
+    uuid: str
+    name: str
 
 
 def read_driver(sim_dir: Path | None = None) -> Driver:
     """Return the driver and its cards as they are now, of the simulated driver in `sim_dir` if one is named.
 
-    Raises HamirtError where no driver answers.
+    Raises HamirtError where no driver answers, or a card does not.
     """
-    with _session(sim_dir):
-        try:
-            count: int = pynvml.nvmlDeviceGetCount()
-            cards = tuple(_card(index) for index in range(count))
-            return Driver(_text(pynvml.nvmlSystemGetDriverVersion()), cards, simulated=sim_dir is not None)
-        except pynvml.NVMLError as error:
-            raise HamirtError(f"NVML failed: {error}; see what nvidia-smi says") from None
+    with Session(sim_dir) as session:
+        driver = session.read()
+        if session.lost:
+            raise HamirtError("\n".join(session.lost))
+        return driver
 
 
-def _card(index: int) -> Card:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = _memory(handle)
+def _card(index: int, known: _Known) -> Card:
+    memory = _memory(known.handle)
     return Card(
         index=index,
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        uuid=known.uuid,
+        name=known.name,
         total_bytes=memory.total,
         used_bytes=memory.used,
-        busy_ratio=_busy(handle),
-        mig=_mig(handle),
-        processes=_processes(handle),
+        busy_ratio=_busy(known.handle),
+        mig=_mig(known.handle),
+        processes=_processes(known.handle),
     )
 
 
 def _memory(handle: Any) -> Any:
-    try:  # version 2 leaves what the driver keeps for itself out of `used`, as nvidia-smi does
+    # version 2 leaves what the driver keeps for itself out of `used`, as nvidia-smi does
+    with _where_there_is():
         return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    except pynvml.NVMLError:
-        return pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _busy(handle: Any) -> float | None:
-    try:
+    with _where_there_is():
         return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
-    except pynvml.NVMLError:
-        return None
+    return None
 
 
 def _mig(handle: Any) -> bool:
-    try:
+    with _where_there_is():
         current, _pending = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError:
-        return False
-    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+        return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+    return False
 
 
 def _processes(handle: Any) -> tuple[CardProcess, ...]:
     found: dict[int, int | None] = {}
     for kind in ("Compute", "Graphics"):
         for version in ("v3", "v2"):  # the older one for drivers before 510
-            with suppress(pynvml.NVMLError):  # a list that this driver or card doesn't have
-                ask = getattr(pynvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
-                found |= {process.pid: process.usedGpuMemory for process in ask(handle)}
+            with _where_there_is():
+                found |= _list(f"nvmlDeviceGet{kind}RunningProcesses_{version}", handle)
                 break
     return tuple(CardProcess(pid, used) for pid, used in sorted(found.items()))
+
+
+def _list(name: str, handle: Any) -> dict[int, int | None]:
+    """Return a list of processes with what each holds. pynvml's own function asks twice, once for the length."""
+    ask = getattr(pynvml.nvmlLib, name, None)
+    if ask is None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    count = ctypes.c_uint(_ROOM)
+    infos = (pynvml.c_nvmlProcessInfo_v2_t * count.value)()  # version 3 has the same layout
+    while (code := ask(handle, ctypes.byref(count), infos)) == pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
+        count.value = 2 * max(count.value, _ROOM)  # more may come until we ask again
+        infos = (pynvml.c_nvmlProcessInfo_v2_t * count.value)()
+    if code != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(code)
+    unknown = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+    sizes = ((info.pid, info.usedGpuMemory) for info in infos[: count.value])
+    return {pid: None if size == unknown else size for pid, size in sizes}
+
+
+@contextmanager
+def _where_there_is() -> Iterator[None]:
+    """Pass over what this driver or card doesn't have; a card that fails is not one without processes, and raises."""
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        if error.value in _FAILURES:
+            raise
 
 
 def _why_no_driver(error: Any) -> str:
@@ -105,6 +206,8 @@ def _why_no_driver(error: Any) -> str:
         return f"{NO_DRIVER} (libnvidia-ml.so.1 was not found): install it, or try --sim"
     if error.value in (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_NO_PERMISSION):
         return f"{NO_DRIVER} ({error}): load its kernel module, or give this container the devices; or try --sim"
+    if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return f"{NO_DRIVER} ({error}): it was replaced under running programs; start them again, hamirt's daemon too"
     return f"{NO_DRIVER} (NVML says: {error}); see what nvidia-smi says, or try --sim"
 
 

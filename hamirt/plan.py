@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hamirt import contexts
 from hamirt.errors import HamirtError
-from hamirt.model import Card, Driver, Limit, Limits
+from hamirt.model import DEFAULT_WEIGHT, Card, Driver, LatencyClass, Limit, Limits
 from hamirt.units import Cap, format_size, parse_cap
 
 
@@ -17,22 +17,25 @@ def plan_limits(
     measured: Mapping[str, int],
     predicted_context_bytes: int,
     reserve_bytes: int,
+    time_percent: int | None = None,
+    weight: int = DEFAULT_WEIGHT,
+    latency_class: LatencyClass = LatencyClass.NORMAL,
 ) -> Limits:
-    """Return the limits page for `--gpu` and `--mem` as they were typed.
+    """Return the limits page for `--gpu` and `--mem` as they were typed, and what holds for each of the cards.
 
     `measured` holds context sizes by contexts.key; where a card's is missing, `predicted_context_bytes` is assumed.
     Raises HamirtError for what is not there, doesn't fit, or can't be kept.
     """
     cards = choose_cards(driver, gpus)
-    caps = _caps(mem, cards)
+    caps = resolve_caps(mem, cards)
     limits = []
     for card in cards:
         context_bytes = measured.get(contexts.key(driver, card))
         cap = caps.get(card.uuid)
+        if cap is not None:
+            check_cap(cap, card, context_bytes, predicted_context_bytes, reserve_bytes)
         cap_bytes = None if cap is None else cap.resolve(card.total_bytes)
-        if cap is not None and cap_bytes is not None:
-            _check_cap(cap, cap_bytes, card, context_bytes, predicted_context_bytes, reserve_bytes)
-        limits.append(Limit(card.uuid, cap_bytes, card.total_bytes, context_bytes))
+        limits.append(Limit(card.uuid, cap_bytes, card.total_bytes, context_bytes, time_percent, weight, latency_class))
     return Limits("", allow_on_error, len(driver.cards), tuple(limits))
 
 
@@ -67,8 +70,11 @@ def find_card(driver: Driver, name: str) -> Card:
     raise HamirtError(f"there is no GPU {name!r} on this node: there is {there}")
 
 
-def _caps(mem: str | None, cards: Sequence[Card]) -> dict[str, Cap]:
-    """Return the caps by UUID for `8GiB`, `50%` or `0=8GiB,1=16GiB`; nothing without `--mem`."""
+def resolve_caps(mem: str | None, cards: Sequence[Card]) -> dict[str, Cap]:
+    """Return the caps by UUID for `8GiB`, `50%` or `0=8GiB,1=16GiB`; nothing without `--mem`.
+
+    Raises HamirtError unless each of the cards gets one size.
+    """
     if mem is None:
         return {}
     if "=" not in mem:
@@ -95,9 +101,12 @@ def _caps(mem: str | None, cards: Sequence[Card]) -> dict[str, Cap]:
     return caps
 
 
-def _check_cap(
-    cap: Cap, cap_bytes: int, card: Card, context_bytes: int | None, predicted_bytes: int, reserve_bytes: int
-) -> None:
+def check_cap(cap: Cap, card: Card, context_bytes: int | None, predicted_bytes: int, reserve_bytes: int) -> None:
+    """Raise HamirtError for a cap that is more than the card, or leaves no room beside a context.
+
+    `context_bytes` is a context's measured size; without one `predicted_bytes` is assumed.
+    """
+    cap_bytes = cap.resolve(card.total_bytes)
     if cap_bytes > card.total_bytes:
         raise HamirtError(
             f"--mem {cap.text} is more than GPU {card.index} has ({format_size(card.total_bytes)}): "

@@ -5,10 +5,11 @@ tenant's programs, so that nothing in it is believed: it is read with pread and 
 HamirtError, never another exception.
 """
 
-import errno
 import os
+import stat
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,57 +37,44 @@ _CLASSES = (LatencyClass.NORMAL, LatencyClass.LATENCY, LatencyClass.BATCH)  # in
 _TORN_READS = 3  # a page that is being written may contradict itself for an instant
 _MOST_BYTES = 1 << 48  # more than any card has, and than any count can honestly be
 _MOST_NS = 1 << 62
+_FIRST_SLOTS = 8  # read together with the head; seldom is there a slot beyond
 
 
-def create_limits(path: Path, limits: Limits) -> None:
-    """Write a limits page, which must not exist yet.
-
-    Raises HamirtError for what does not fit into a page, OSError where the file can't be written.
-    """
-    page = ffi.new("struct hm_limits *")
-    if len(limits.devices) > DEVICES:
-        raise HamirtError(f"a tenant can have {DEVICES} GPUs at most, not {len(limits.devices)}")
-    page.magic = lib.HM_LIMITS_MAGIC
-    page.version = lib.HM_VERSION
-    page.size = LIMITS_BYTES
-    page.epoch = limits.epoch
-    page.on_error = lib.HM_ALLOW if limits.allow_on_error else lib.HM_DENY
-    page.device_count = len(limits.devices)
-    page.node_devices = limits.node_devices
-    page.lease_ns = limits.lease_ns or 0
-    page.tenant = limits.tenant.encode()
-    for entry, limit in zip(page.device, limits.devices, strict=False):
-        entry.uuid = limit.uuid.encode()
-        entry.memory_bytes = limit.memory_bytes or 0
-        entry.card_bytes = limit.card_bytes
-        entry.context_bytes = limit.context_bytes or 0
-        entry.time_percent = limit.time_percent or 0
-        entry.weight = limit.weight
-        entry.latency_class = _CLASSES.index(limit.latency_class)
-    _create(path, 0o644, bytes(ffi.buffer(page)))
+def _fields(name: str, *fields: str) -> struct.Struct:
+    """Return what unpacks these fields of a struct in region.h, as cffi lays it out: one call where cffi needs many."""
+    layout, form, end = dict(ffi.typeof(name).fields), "<", 0
+    for field in fields:  # in the struct's order: a gap below 0 is no format
+        offset, kind = layout[field].offset, layout[field].type
+        count, item = (kind.length, kind.item) if kind.kind == "array" else (1, kind)
+        form += f"{offset - end}x{count}{'s' if item.cname == 'char' else 'Q' if ffi.sizeof(item) == 8 else 'I'}"
+        end = offset + ffi.sizeof(kind)
+    return struct.Struct(form)
 
 
-def create_usage(path: Path) -> None:
-    """Write an empty usage page, with its room on the disk taken so that no program can meet a full disk later.
+_HEAD = _fields("struct hm_usage", "magic", "version", "size", "high_slot")
+_DEVICE = _fields("struct hm_usage_device", "context_bytes", "estimated")
+_SLOT = _fields("struct hm_slot", "taken", "pid", "pid_ns", "command")
+_USE = _fields("struct hm_use", "grant", "overhead_bytes", "kind_bytes", "denials", "throttled_ns", "contexts")
+_DEVICES_AT: int = ffi.offsetof("struct hm_usage", "device")
+_DEVICE_BYTES: int = ffi.sizeof("struct hm_usage_device")
+_SLOTS_AT: int = ffi.offsetof("struct hm_usage", "slot")
+_SLOT_BYTES: int = ffi.sizeof("struct hm_slot")
+_USES_AT: int = ffi.offsetof("struct hm_slot", "use")
+_USE_BYTES: int = ffi.sizeof("struct hm_use")
+_UNUSED = bytes(_USE_BYTES)
+_NOTHING = Use(0, 0, 0, KindBytes(0, 0, 0, 0, 0, 0, 0), 0, 0)
 
-    Raises OSError where that can't be done.
-    """
-    page = ffi.new("struct hm_usage *")
-    page.magic = lib.HM_USAGE_MAGIC
-    page.version = lib.HM_VERSION
-    page.size = USAGE_BYTES
-    _create(path, 0o666, bytes(ffi.buffer(page)))
 
-
-def read_limits(path: Path) -> Limits:
-    """Read and check a limits page.
+def read_limits(path: Path, fd: int | None = None) -> Limits:
+    """Read and check a limits page, through `fd` if one is held; `path` then only names it.
 
     Raises HamirtError for a page that is missing, damaged or of another version.
     """
     page = ffi.new("struct hm_limits *")
-    with _open(path, "limits") as fd:
-        _read(fd, path, ffi.buffer(page))
-    _check_head(path, page, lib.HM_LIMITS_MAGIC, LIMITS_BYTES)
+    with open_page(path, "limits") if fd is None else nullcontext(fd) as opened:
+        content = _read(opened, path, LIMITS_BYTES, LIMITS_BYTES, 0)
+    ffi.buffer(page)[:] = content
+    _check_head(path, (page.magic, page.version, page.size), lib.HM_LIMITS_MAGIC, LIMITS_BYTES)
     if page.device_count > DEVICES or page.on_error not in (lib.HM_DENY, lib.HM_ALLOW):
         raise _damaged(path, "a count or a choice is out of its range")
     if any(entry.latency_class >= len(_CLASSES) for entry in page.device[0 : page.device_count]):
@@ -112,17 +100,16 @@ def read_limits(path: Path) -> Limits:
     )
 
 
-def read_usage(path: Path, device_count: int) -> Usage:
-    """Read and check a usage page: its devices and the slots of living processes.
+def read_usage(path: Path, device_count: int, fd: int | None = None) -> Usage:
+    """Read and check a usage page, through `fd` if one is held: its devices and the slots of living processes.
 
-    Raises HamirtError for a page that is missing, damaged or of another version.
+    Of the page's million bytes only the head and the slots that were ever taken are read. Raises HamirtError for a
+    page that is missing, damaged or of another version.
     """
-    page = ffi.new("struct hm_usage *")
-    with _open(path, "usage") as fd:
+    with open_page(path, "usage") if fd is None else nullcontext(fd) as opened:
         for attempt in range(_TORN_READS):
-            _read(fd, path, ffi.buffer(page))
             try:
-                return _usage(path, page, device_count, fd)
+                return _usage(path, opened, device_count)
             except HamirtError:
                 if attempt == _TORN_READS - 1:
                     raise
@@ -132,59 +119,56 @@ def read_usage(path: Path, device_count: int) -> Usage:
 def has_living_slot(path: Path) -> bool:
     """Return whether a process holds a slot, whatever the page says: all that counts are the kernel's locks."""
     try:
-        with _open(path, "usage") as fd:
+        with open_page(path, "usage") as fd:
             return any(_is_locked(fd, path, index) for index in range(SLOTS))
     except HamirtError:
         return False
 
 
-def _usage(path: Path, page: Any, device_count: int, fd: int) -> Usage:
-    _check_head(path, page, lib.HM_USAGE_MAGIC, USAGE_BYTES)
-    if page.high_slot > SLOTS:
-        raise _damaged(path, f"it counts {page.high_slot} slots of {SLOTS}")
+def _usage(path: Path, fd: int, device_count: int) -> Usage:
+    page = _read(fd, path, USAGE_BYTES, _SLOTS_AT + _FIRST_SLOTS * _SLOT_BYTES, 0)
+    magic, version, size, count = _HEAD.unpack_from(page)
+    _check_head(path, (magic, version, size), lib.HM_USAGE_MAGIC, USAGE_BYTES)
+    if count > SLOTS:
+        raise _damaged(path, f"it counts {count} slots of {SLOTS}")
+    if count > _FIRST_SLOTS:
+        page += _read(fd, path, USAGE_BYTES, (count - _FIRST_SLOTS) * _SLOT_BYTES, len(page))
+    devices = (_DEVICE.unpack_from(page, _DEVICES_AT + at * _DEVICE_BYTES) for at in range(device_count))
+    slots = (_slot(path, page, index, device_count, fd) for index in range(count))
     return Usage(
-        devices=tuple(
-            DeviceUsage(bool(entry.estimated), _count(path, entry.context_bytes) or None)
-            for entry in page.device[0:device_count]
-        ),
-        slots=tuple(
-            _slot(path, index, page.slot[index], device_count)
-            for index in range(page.high_slot)
-            if page.slot[index].taken and _is_locked(fd, path, index)
-        ),
+        devices=tuple(DeviceUsage(bool(estimated), _count(path, size) or None) for size, estimated in devices),
+        slots=tuple(slot for slot in slots if slot is not None),
     )
 
 
-def _slot(path: Path, index: int, slot: Any, device_count: int) -> Slot:
-    return Slot(
-        index=index,
-        pid=slot.pid,
-        pid_ns=slot.pid_ns,
-        command=_text(slot.command),
-        uses=tuple(_use(path, use) for use in slot.use[0:device_count]),
-    )
+def _slot(path: Path, page: bytes, index: int, device_count: int, fd: int) -> Slot | None:
+    """Return a slot, None where no living process holds it."""
+    start = _SLOTS_AT + index * _SLOT_BYTES
+    taken, pid, pid_ns, command = _SLOT.unpack_from(page, start)
+    if not taken or not _is_locked(fd, path, index):
+        return None
+    first = start + _USES_AT
+    uses = (_use(path, page, first + position * _USE_BYTES) for position in range(device_count))
+    return Slot(index, pid, pid_ns, printable(command), tuple(uses))
 
 
-def _use(path: Path, use: Any) -> Use:
-    granted, used = use.grant >> 32, use.grant & 0xFFFFFFFF
+def _use(path: Path, page: bytes, start: int) -> Use:
+    if page[start : start + _USE_BYTES] == _UNUSED:
+        return _NOTHING
+    grant, overhead_bytes, *kinds, denials, throttled_ns, contexts = _USE.unpack_from(page, start)
+    granted, used = grant >> 32, grant & 0xFFFFFFFF
     if used > granted:
         raise _damaged(path, "a process uses more than it was granted")
+    _count(path, max(overhead_bytes, denials, *kinds))
+    _count(path, throttled_ns, _MOST_NS)
     return Use(
         granted_bytes=granted * lib.HM_UNIT_BYTES,
         used_bytes=used * lib.HM_UNIT_BYTES,
-        overhead_bytes=_count(path, use.overhead_bytes),
-        kinds=KindBytes(
-            linear=_count(path, use.kind_bytes[lib.HM_LINEAR]),
-            managed=_count(path, use.kind_bytes[lib.HM_MANAGED]),
-            pool=_count(path, use.kind_bytes[lib.HM_POOL]),
-            virtual=_count(path, use.kind_bytes[lib.HM_VIRTUAL]),
-            array=_count(path, use.kind_bytes[lib.HM_ARRAY]),
-            graph=_count(path, use.kind_bytes[lib.HM_GRAPH]),
-            external=_count(path, use.kind_bytes[lib.HM_EXTERNAL]),
-        ),
-        denials=_count(path, use.denials),
-        contexts=use.contexts,
-        throttled_ns=_count(path, use.throttled_ns, _MOST_NS),
+        overhead_bytes=overhead_bytes,
+        kinds=KindBytes(*kinds),  # in the order of enum hm_kind
+        denials=denials,
+        contexts=contexts,
+        throttled_ns=throttled_ns,
     )
 
 
@@ -194,16 +178,16 @@ def _count(path: Path, value: int, most: int = _MOST_BYTES) -> int:
     return value
 
 
-def _check_head(path: Path, page: Any, magic: int, size: int) -> None:
-    if page.magic != magic:
+def _check_head(path: Path, head: tuple[int, int, int], magic: int, size: int) -> None:
+    if head[0] != magic:
         raise _damaged(path, "it does not begin as such a page does")
-    if page.version != lib.HM_VERSION:
+    if head[1] != lib.HM_VERSION:
         raise HamirtError(
-            f"{path} has version {page.version} and this hamirt knows version {lib.HM_VERSION}: "
+            f"{path} has version {head[1]} and this hamirt knows version {lib.HM_VERSION}: "
             "use the hamirt that made it, or end that tenant"
         )
-    if page.size != size:
-        raise _damaged(path, f"it says that it is {page.size} bytes long, not {size}")
+    if head[2] != size:
+        raise _damaged(path, f"it says that it is {head[2]} bytes long, not {size}")
 
 
 def _is_locked(fd: int, path: Path, index: int) -> bool:
@@ -217,41 +201,52 @@ def _damaged(path: Path, why: str) -> HamirtError:
     return HamirtError(f"the page {path} is damaged ({why}): end that tenant's programs")
 
 
-def _text(field: Any) -> str:
+def printable(field: bytes) -> str:
     """Return a zero-padded field as printable text; it may come from a program that means ill."""
-    text: str = bytes(ffi.buffer(field)).split(b"\0", 1)[0].decode("utf-8", "replace")
-    return "".join(char if char.isprintable() else "?" for char in text)
+    text = field.partition(b"\0")[0].decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _text(field: Any) -> str:
+    return printable(bytes(ffi.buffer(field)))
 
 
 @contextmanager
-def _open(path: Path, what: str) -> Iterator[int]:
-    # O_NONBLOCK and O_NOFOLLOW: the folder's owner could have put a FIFO or a link there
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError as error:
-        raise HamirtError(f"the {what} page {path} can't be opened: {error.strerror}") from None
+def open_page(path: Path, what: str) -> Iterator[int]:
+    """Open a page for reading; `what` is what a person is told it should be.
+
+    Raises HamirtError where there is none.
+    """
+    fd = hold_page(path, what)
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _read(fd: int, path: Path, buffer: Any) -> None:
+def hold_page(path: Path, what: str) -> int:
+    """Return a descriptor of a page for reading, which the caller closes.
+
+    Raises HamirtError where there is none.
+    """
+    # O_NONBLOCK and O_NOFOLLOW: the folder's owner could have put a FIFO or a link there
     try:
-        content = os.pread(fd, len(buffer) + 1, 0)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        raise HamirtError(f"the {what} page {path} can't be opened: {error.strerror}") from None
+
+
+def _read(fd: int, path: Path, page_bytes: int, size: int, offset: int) -> bytes:
+    """Read `size` bytes of a page that has to be a plain file of `page_bytes`."""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(path, "it is no plain file")
+        if status.st_size != page_bytes:
+            raise _damaged(path, f"it is not {page_bytes} bytes long")
+        content = os.pread(fd, size, offset)
     except OSError as error:
         raise HamirtError(f"the page {path} can't be read: {error.strerror}") from None
-    if len(content) != len(buffer):
-        raise _damaged(path, f"it is not {len(buffer)} bytes long")
-    buffer[:] = content
-
-
-def _create(path: Path, mode: int, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        os.fchmod(fd, mode)  # whatever the umask
-        os.posix_fallocate(fd, 0, len(content))
-        if os.pwrite(fd, content, 0) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(fd)
+    if len(content) != size:  # it was truncated in between
+        raise _damaged(path, f"it is not {page_bytes} bytes long")
+    return content

@@ -10,7 +10,7 @@ import click
 from hamirt import __version__
 from hamirt.errors import REFUSED, RUN_ERROR, USAGE, HamirtError
 
-_COMMANDS = ("run", "status", "demo")
+_COMMANDS = ("run", "set", "rm", "status", "daemon", "doctor", "completion", "demo")
 _INTERRUPTED = 130
 
 

@@ -1,4 +1,4 @@
-"""`hamirt run`: a tenant of one program and what it starts, without a supervisor."""
+"""`hamirt run`: a tenant of one program and what it starts, under a daemon or without one."""
 
 import os
 import sys
@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from hamirt import child, config, contexts, nvml, plan, program, region, tenants
+from hamirt.cli import own
 from hamirt.errors import HamirtError
-from hamirt.model import Driver, Limits
+from hamirt.model import DEFAULT_WEIGHT, Driver, LatencyClass, Limits
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -17,6 +18,23 @@ from hamirt.model import Driver, Limits
     "--mem",
     metavar="SIZE|PERCENT%",
     help="Cap on each GPU's memory: 8GiB, 8192MiB, 50%, or 0=8GiB,1=16GiB. Default: the whole card.",
+)
+@click.option("--sm", metavar="PERCENT", type=click.IntRange(1, 100), help="Cap on GPU time; not enforced yet.")
+@click.option(
+    "--weight",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    default=DEFAULT_WEIGHT,
+    show_default=True,
+    help="Share of GPU time where several want it, relative to others'; not enforced yet.",
+)
+@click.option(
+    "--class",
+    "latency_class",
+    type=click.Choice([one.value for one in LatencyClass]),
+    default=LatencyClass.NORMAL.value,
+    show_default=True,
+    help="Whose work comes first; not enforced yet.",
 )
 @click.option("--name", metavar="NAME", help="What status calls the tenant. Default: the command and a number.")
 @click.option(
@@ -29,7 +47,15 @@ from hamirt.model import Driver, Limits
 @click.option("--sim", is_flag=True, help="Use simulated GPUs.")
 @click.argument("command_line", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
-    gpus: tuple[str, ...], mem: str | None, name: str | None, on_error: str, sim: bool, command_line: tuple[str, ...]
+    gpus: tuple[str, ...],
+    mem: str | None,
+    sm: int | None,
+    weight: int,
+    latency_class: str,
+    name: str | None,
+    on_error: str,
+    sim: bool,
+    command_line: tuple[str, ...],
 ) -> int:
     """Start CMD with a cap on the GPU memory that it and all it starts can hold.
 
@@ -42,9 +68,9 @@ def command(
     if name is not None:
         tenants.check_name(name)
     root = config.root_path()
-    if sim:
+    if sim and config.SIM_STATE_VARIABLE not in os.environ:
         config.make_root(root)
-        os.environ.setdefault(config.SIM_STATE_VARIABLE, str(config.sim_state_path(root)))
+        os.environ[config.SIM_STATE_VARIABLE] = str(config.sim_state_path(root))
     shim = config.shim_path()
     found = program.find(command_line[0], os.environ.get("PATH", os.defpath), shim)
     driver = nvml.read_driver(config.sim_dir() if sim else None)
@@ -56,26 +82,32 @@ def command(
         measured=contexts.read(root),
         predicted_context_bytes=region.CONTEXT_BYTES,
         reserve_bytes=region.RESERVE_BYTES,
+        time_percent=sm,
+        weight=weight,
+        latency_class=LatencyClass(latency_class),
     )
     unenforced = _why_unenforced(shim, found)
     if unenforced is not None and _limits_anything(limits):
         if not limits.allow_on_error:
             raise HamirtError(f"{unenforced}; --on-error allow starts it without a cap")
         click.echo(f"hamirt: no cap: {unenforced}", err=True)
+    if sm is not None:
+        click.echo(f"hamirt: --sm {sm} is noted and not enforced: GPU time is not capped yet", err=True)
     notes = tenants.Notes(simulated=sim, unenforced=unenforced)
     with child.signals_kept() as mask:
-        tenant = tenants.create(root, name, command_line, limits, notes)
-        env = _environment(tenant.folder, shim if shim.exists() else None, sim)
+        lease = own.make(root, name, command_line, limits, notes)
+        folder = lease.tenant.folder
+        env = _environment(folder, shim if shim.exists() else None, sim)
         if gpus:
             env.pop("CUDA_VISIBLE_DEVICES", None)  # it counts the node's GPUs, and would count those given
         try:
             ended = child.run(found.path, command_line, env, mask)
         except BaseException:
-            tenants.remove(tenant)
+            lease.end()
             raise
-    contexts.note(root, _measured_contexts(tenant.folder, limits, driver))
+    contexts.note(root, _measured_contexts(folder, limits, driver))
     if not ended.survivors:
-        tenants.remove(tenant)
+        lease.end()
     return ended.exit_code
 
 

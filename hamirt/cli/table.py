@@ -10,19 +10,28 @@ from rich.table import Table
 from rich.text import Text
 
 from hamirt import __version__, survey
-from hamirt.model import Card, CardProcess, Level, Node, ProcessView, Tenant, TenantCard
+from hamirt.model import Card, CardProcess, Level, Node, ProcessView, Supervisor, Tenant, TenantCard
 from hamirt.units import format_mib
 
 _PIPE_COLUMNS = 132
 _BAR_CELLS = 16
-_BARS_FROM_COLUMNS = 90
-_NUMBERS = ("used", "cap", "alloc", "pools", "overhead", "denied")
-_LEVEL_STYLES = {Level.FULL: "green", Level.PARTIAL: "yellow", Level.NONE: "yellow"}
+_WIDE_FROM_COLUMNS = 124
+"""Below this neither bars nor what the memory is made of are shown."""
 _UNCAPPED = "uncapped"
+_UNKNOWN = "-"
+_MEMORY = ("used", "cap")
+_PARTS = ("alloc", "pools", "overhead")
+_PRESSURE = ("denied", "throttled", "time cap", "share")
+_LEVEL_STYLES = {Level.FULL: "green", Level.PARTIAL: "yellow", Level.NONE: "yellow"}
+
+Row = tuple[Tenant, TenantCard]
 
 
-def print_node(node: Node) -> None:
-    """Print the node for a person: coloured on a terminal, plain elsewhere and with NO_COLOR."""
+def print_node(node: Node, note: str) -> None:
+    """Print the node for a person: coloured on a terminal, plain elsewhere and with NO_COLOR.
+
+    `note` says why it is not from the supervisor, where it is not.
+    """
     on_terminal = sys.stdout.isatty()
     console = Console(
         color_system="auto" if on_terminal and not os.environ.get("NO_COLOR") else None,
@@ -30,7 +39,7 @@ def print_node(node: Node) -> None:
         highlight=False,
     )
     unicode = console.encoding.lower().startswith("utf")
-    picture = render(node, unicode=unicode, bars=console.width >= _BARS_FROM_COLUMNS)
+    picture = render(node, note, unicode=unicode, wide=console.width >= _WIDE_FROM_COLUMNS)
     if on_terminal:
         console.print(picture)
         return
@@ -45,17 +54,19 @@ def clear() -> None:
         Console().clear()
 
 
-def render(node: Node, *, unicode: bool, bars: bool) -> RenderableType:
-    """Return what a person is shown: a head line, then for each card its tenants and their processes."""
+def render(node: Node, note: str, *, unicode: bool, wide: bool) -> RenderableType:
+    """Return what a person is shown: a head, then for each card its tenants and their processes."""
     parts: list[RenderableType] = [_head(node)]
+    if not node.inside:
+        parts.append(Text(_source(node.supervisor, note), style="dim"))
     if node.problem:
         parts.append(Text(node.problem, style="yellow"))
     for card in node.driver.cards if node.driver else ():
-        parts += [Text(), _card_line(card, unicode), *_card_body(card, node, unicode, bars)]
+        parts += [Text(), _card_line(card, unicode), *_card_body(card, node, unicode, wide)]
     unseen = [(tenant, on) for tenant in node.tenants for on in tenant.cards if on.index is None]
     for uuid in sorted({on.uuid for _tenant, on in unseen}):
         line = Text.assemble((uuid, "bold"), "  (not shown by a driver here)")
-        parts += [Text(), line, _table([(tenant, on) for tenant, on in unseen if on.uuid == uuid], unicode, bars)]
+        parts += [Text(), line, _table([(tenant, on) for tenant, on in unseen if on.uuid == uuid], unicode, wide)]
     parts += [Text(f"{tenant.name}: {tenant.problem}", style="red") for tenant in node.tenants if tenant.problem]
     if not node.tenants:
         parts += [Text(), Text("No tenant. Start one with: hamirt run --mem 8GiB -- CMD", style="dim")]
@@ -74,6 +85,23 @@ def _head(node: Node) -> Text:
     return head
 
 
+def _source(supervisor: Supervisor | None, note: str) -> str:
+    if supervisor is None:
+        return f"read directly: {note}"
+    other = "" if supervisor.version == __version__ else f" {supervisor.version}"
+    return (
+        f"from the daemon{other}, pid {supervisor.pid}, up {_format_seconds(supervisor.uptime_seconds)}, "
+        f"policy {supervisor.policy}"
+    )
+
+
+def _format_seconds(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _card_line(card: Card, unicode: bool) -> Text:
     line = Text.assemble((f"GPU {card.index}", "bold"), f"  {card.name}  ")
     line.append_text(_bar(card.used_bytes, card.total_bytes, unicode))
@@ -85,69 +113,100 @@ def _card_line(card: Card, unicode: bool) -> Text:
     return line
 
 
-def _card_body(card: Card, node: Node, unicode: bool, bars: bool) -> list[RenderableType]:
+def _card_body(card: Card, node: Node, unicode: bool, wide: bool) -> list[RenderableType]:
     rows = [(tenant, on) for tenant in node.tenants for on in tenant.cards if on.index == card.index]
-    body: list[RenderableType] = [_table(rows, unicode, bars)] if rows else []
-    owned = survey.owners(node)
-    foreign = [process for process in card.processes if process.pid not in owned] if not node.inside else []
-    if foreign:
+    body: list[RenderableType] = [_table(rows, unicode, wide)] if rows else []
+    names = {tenant.id: tenant.name for tenant in node.tenants}
+    for process in survey.intruders(node, card):
+        name = names.get(process.tenant or "", process.tenant)
+        body.append(Text(f"  {name} was not given this GPU: {survey.unshimmed_text(process)}", style="red"))
+    foreign = [process for process in card.processes if process.tenant is None]
+    if foreign and not node.inside:
         body.append(Text(f"  outside hamirt: {', '.join(map(_foreign_text, foreign))}", style="dim"))
     return body
 
 
 def _foreign_text(process: CardProcess) -> str:
+    name = f" {process.command}" if process.command else ""
     size = "" if process.used_bytes is None else f" ({format_mib(process.used_bytes)} MiB)"
-    return f"pid {process.pid}{size}"
+    return f"pid {process.pid}{name}{size}"
 
 
-def _table(rows: Sequence[tuple[Tenant, TenantCard]], unicode: bool, bars: bool) -> RenderableType:
+def _table(rows: Sequence[Row], unicode: bool, wide: bool) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("tenant (MiB)", overflow="fold")  # the one that gives way on a narrow terminal
-    if bars:
+    if wide:
         table.add_column("", no_wrap=True)
-    for header in _NUMBERS:
+    for header in (*_MEMORY, *(_PARTS if wide else ()), *_PRESSURE):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("enforced", no_wrap=True)
-    notes: list[RenderableType] = []
-    for tenant, card in rows:
-        name, *numbers = _tenant_row(tenant, card)
-        bar = _bar(card.used_bytes, card.card_bytes if card.cap_bytes is None else card.cap_bytes, unicode)
-        table.add_row(name, *([bar] if bars else []), *numbers)
-        for process in card.processes:
-            name, used = _process_row(process, unicode)
-            table.add_row(name, *([Text()] if bars else []), used)
-        reason = card.enforcement.reason
-        if reason is not None and reason != _UNCAPPED:
+    for tenant, on in rows:
+        table.add_row(*_tenant_row(tenant, on, unicode, wide))
+        for kind, place in (("pod", tenant.pod), ("container", tenant.container)):
+            if place is not None:
+                table.add_row(Text(f"  {kind} {place}", style="dim"))
+        bar = [Text()] if wide else []
+        for process in on.processes:
+            table.add_row(_process_name(process, unicode), *bar, Text(_process_size(process), style="dim"))
+        for intruder in on.unshimmed:
+            name = Text(f"{_branch(unicode)}{intruder.pid} {intruder.command or ''}", style="red")
+            size = _UNKNOWN if intruder.used_bytes is None else format_mib(intruder.used_bytes)
+            blank = [Text()] * (len(table.columns) - len(bar) - 3)
+            table.add_row(name, *bar, Text(size, style="red"), *blank, Text("no shim", style="red"))
+    return Padding(Group(table, *_notes(rows)), (0, 0, 0, 2))
+
+
+def _notes(rows: Sequence[Row]) -> list[Text]:
+    """Return what the table has no room for: how much a tenant is over, and why a cap does not hold."""
+    notes = []
+    for tenant, on in rows:
+        if on.over:
+            notes.append(Text(f"{tenant.name}: over by {format_mib(on.over_bytes)} MiB", style="bold red"))
+        reason = on.enforcement.reason
+        if reason not in (None, _UNCAPPED, tenant.problem):
             notes.append(Text(f"{tenant.name}: {reason}", style="yellow"))
-    return Padding(Group(table, *notes), (0, 0, 0, 2))
+    unkept: dict[str, list[str]] = {}
+    for tenant, on in rows:
+        if on.time_enforcement is not None and on.time_enforcement.reason is not None:
+            unkept.setdefault(on.time_enforcement.reason, []).append(tenant.name)
+    notes += [Text(f"{', '.join(names)}: {reason}", style="yellow") for reason, names in unkept.items()]
+    return notes
 
 
-def _tenant_row(tenant: Tenant, card: TenantCard) -> list[Text]:
+def _tenant_row(tenant: Tenant, on: TenantCard, unicode: bool, wide: bool) -> list[Text]:
     name = Text(tenant.name, style="bold")
-    if tenant.simulated and card.index is None:
+    if tenant.simulated and on.index is None:
         name.append(" simulated", style="yellow")
-    cap = card.cap_bytes
-    level = card.enforcement.level
-    enforced = Text(level.value, style=_LEVEL_STYLES[level])
-    if card.over:
-        enforced = Text("OVER", style="bold red")
+    cap, held = on.cap_bytes, max(on.used_bytes, on.footprint_bytes or 0)
+    parts = [format_mib(size) for size in (on.allocation_bytes, on.pool_bytes, on.overhead_bytes)]
+    enforced = Text(on.enforcement.level.value, style=_LEVEL_STYLES[on.enforcement.level])
     return [
         name,
-        Text(format_mib(card.used_bytes)),
+        *([_bar(held, on.card_bytes if cap is None else cap, unicode)] if wide else []),
+        Text(format_mib(on.used_bytes)),
         Text(format_mib(cap) if cap is not None else _UNCAPPED),
-        Text(format_mib(card.allocation_bytes)),
-        Text(format_mib(card.pool_bytes)),
-        Text(format_mib(card.overhead_bytes)),
-        Text(str(card.denials), style="red" if card.denials else ""),
-        enforced,
+        *(map(Text, parts) if wide else ()),
+        Text(str(on.denials), style="red" if on.denials else ""),
+        Text(f"{on.throttled_seconds:.1f} s" if on.throttled_seconds else "0"),
+        Text(_UNKNOWN if on.time_percent is None else f"{on.time_percent}%"),
+        Text(_UNKNOWN if on.busy_ratio is None else f"{on.busy_ratio:.0%}"),
+        Text("OVER", style="bold red") if on.over else enforced,
     ]
 
 
-def _process_row(process: ProcessView, unicode: bool) -> list[Text]:
-    branch = "└ " if unicode else "- "
-    pid = f"{process.pid}" if process.pid is not None else f"({process.pid_inside} inside)"
-    used = process.charged_bytes if process.card_bytes is None else process.card_bytes
-    return [Text(f"{branch}{pid} {process.command}", style="dim"), Text(format_mib(used), style="dim")]
+def _process_name(process: ProcessView, unicode: bool) -> Text:
+    """Return a process with its pid here, and in brackets the one that it has in its container if that is another."""
+    here = "" if process.pid is None else f"{process.pid} "
+    inside = "" if process.pid == process.pid_inside else f"({process.pid_inside}) "
+    return Text(f"{_branch(unicode)}{here}{inside}{process.command}", style="dim")
+
+
+def _process_size(process: ProcessView) -> str:
+    return format_mib(process.charged_bytes if process.card_bytes is None else process.card_bytes)
+
+
+def _branch(unicode: bool) -> str:
+    return "└ " if unicode else "- "
 
 
 def _bar(used: int, total: int, unicode: bool) -> Text:

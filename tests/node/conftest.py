@@ -111,3 +111,11 @@ def line_of() -> Any:
             watchdog.cancel()
 
     return read
+
+
+@pytest.fixture
+def daemon(node: Node) -> Any:
+    """A daemon that serves the node."""
+    from tests.node.daemons import Daemon  # late: it needs this module
+
+    return Daemon(node).start()

@@ -47,6 +47,7 @@ def test_a_node_without_tenants(node: Node) -> None:
         "inside_tenant": False,
         "problem": None,
         "gpu_time": "not metered",
+        "supervisor": None,
         "cards": [{"index": 0, **card}, {"index": 1, **card}],
         "tenants": [],
     }
@@ -60,10 +61,13 @@ def test_a_tenant_and_what_it_holds(node: Node, line_of: Any) -> None:
     (tenant,) = status["tenants"]
     assert tenant.pop("id").startswith("train-")
     process = {"pid": pid, "pid_inside": pid, "command": "holder", "charged_bytes": 1720 * MIB, "card_bytes": None}
+    full = {"memory": "full", "reason": None, "gpu_time": None, "gpu_time_reason": None}
     assert tenant == {
         "name": "train",
         "simulated": True,
         "problem": None,
+        "container": None,
+        "pod": None,
         "cards": [
             {
                 "index": 1,
@@ -77,8 +81,15 @@ def test_a_tenant_and_what_it_holds(node: Node, line_of: Any) -> None:
                 "footprint_bytes": None,
                 "denials": 4,
                 "over": False,
-                "enforcement": {"memory": "full", "reason": None},
+                "over_bytes": 0,
+                "enforcement": full,
                 "processes": [process],
+                "unshimmed": [],
+                "time_percent": None,
+                "weight": 100,
+                "latency_class": "normal",
+                "busy_ratio": None,
+                "throttled_seconds": 0.0,
             }
         ],
     }
@@ -144,7 +155,8 @@ def test_a_hostile_page_harms_nobody_but_its_writer(node: Node, line_of: Any, co
 
     assert (harmed["name"], unharmed["name"]) == ("bad", "good")
     assert says in harmed["problem"]
-    assert harmed["cards"][0]["enforcement"] == {"memory": "none", "reason": harmed["problem"]}
+    enforcement = harmed["cards"][0]["enforcement"]
+    assert (enforcement["memory"], enforcement["reason"]) == ("none", harmed["problem"])
     assert unharmed["cards"][0]["used_bytes"] == 1000 * MIB
     bad.communicate("\n", timeout=30)
     assert bad.returncode == 0
@@ -205,8 +217,9 @@ def test_a_pipe_gets_plain_text(node: Node, line_of: Any) -> None:
     assert "\x1b" not in shown
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.split()}
     assert "SIMULATED GPU" in shown.splitlines()[0]
-    assert rows["train"][2:] == ["3720", "8192", "3000", "200", "520", "4", "full"]
-    assert rows["x"][2:] == ["3720", "uncapped", "3000", "200", "520", "4", "none"]
+    assert rows["train"][2:] == ["3720", "8192", "3000", "200", "520", "4", "0", "-", "-", "full"]
+    assert rows["x"][2:] == ["3720", "uncapped", "3000", "200", "520", "4", "0", "-", "-", "none"]
+    assert "read directly: no supervisor answers" in shown
     assert f"└ {pid} holder" in shown
     assert all(line == line.rstrip() for line in shown.splitlines())
 

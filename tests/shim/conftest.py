@@ -23,7 +23,7 @@ TOP = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 sys.path.insert(0, str(TOP))  # abi/ is no installed package
 
-from hamirt import _build, region  # noqa: E402
+from hamirt import _build, pages, region  # noqa: E402
 from hamirt.model import Limit, Limits, Usage  # noqa: E402
 
 MIB = 1 << 20
@@ -114,8 +114,8 @@ class Node:
             devices=tuple(Limit(card_uuid(index), mem, CARD_BYTES, None) for index in devices),
         )
         tenant = Tenant(folder, limits)
-        region.create_limits(tenant.limits_page, limits)
-        region.create_usage(tenant.usage_page)
+        pages.create_limits(tenant.limits_page, limits)
+        pages.create_usage(tenant.usage_page)
         return tenant
 
     def env(

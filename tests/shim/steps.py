@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from hamirt import region
+from hamirt import pages, region
 from hamirt.model import KindBytes, Slot, Use
 from tests.shim.conftest import MIB, TIMEOUT_S, Build, Node, Tenant
 
@@ -55,7 +55,7 @@ def tenant_of(node: Node, mem: int) -> Tenant:
     devices = (dataclasses.replace(tenant.limits.devices[0], context_bytes=CONTEXT_BYTES),)
     limits = dataclasses.replace(tenant.limits, devices=devices)
     tenant.limits_page.unlink()
-    region.create_limits(tenant.limits_page, limits)
+    pages.create_limits(tenant.limits_page, limits)
     return Tenant(tenant.folder, limits)
 
 

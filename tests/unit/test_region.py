@@ -4,7 +4,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hamirt import region
+from hamirt import pages, region
 from hamirt._region import ffi, lib
 from hamirt.errors import HamirtError
 from hamirt.model import DeviceUsage, KindBytes, Limit, Limits, Slot, Usage, Use
@@ -51,14 +51,14 @@ def slot_lock(path: Path, index: int) -> Iterator[None]:
 @pytest.fixture
 def usage_path(tmp_path: Path) -> Path:
     path = tmp_path / "usage"
-    region.create_usage(path)
+    pages.create_usage(path)
     return path
 
 
 @pytest.fixture
 def limits_path(tmp_path: Path) -> Path:
     path = tmp_path / "limits"
-    region.create_limits(path, LIMITS)
+    pages.create_limits(path, LIMITS)
     return path
 
 
@@ -84,8 +84,8 @@ def test_limits_come_back_as_written(limits_path: Path) -> None:
 def test_pages_are_open_to_the_tenant_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        region.create_limits(tmp_path / "limits", LIMITS)
-        region.create_usage(tmp_path / "usage")
+        pages.create_limits(tmp_path / "limits", LIMITS)
+        pages.create_usage(tmp_path / "usage")
     finally:
         os.umask(before)
 
@@ -121,7 +121,7 @@ def test_too_many_cards_for_a_page(tmp_path: Path) -> None:
     limits = Limits("t", False, 17, (LIMITS.devices[0],) * 17)
 
     with pytest.raises(HamirtError, match="16 GPUs at most, not 17"):
-        region.create_limits(tmp_path / "limits", limits)
+        pages.create_limits(tmp_path / "limits", limits)
 
 
 def test_another_version_is_named(limits_path: Path, usage_path: Path) -> None:
@@ -173,6 +173,8 @@ def test_what_is_no_page(tmp_path: Path) -> None:
         with pytest.raises(HamirtError):
             region.read_usage(path, 2)
         assert not region.has_living_slot(path)
+    with pytest.raises(HamirtError, match="it is no plain file"):
+        region.read_usage(fifo, 2)
 
 
 @on_files
@@ -207,7 +209,7 @@ def test_a_mutated_limits_page_is_limits_or_a_sentence(
 ) -> None:
     path = tmp_path / "limits"
     path.unlink(missing_ok=True)
-    region.create_limits(path, LIMITS)
+    pages.create_limits(path, LIMITS)
     content = bytearray(path.read_bytes())
     for start, patch in mutations:
         content[start : start + len(patch)] = patch
@@ -220,6 +222,55 @@ def test_a_mutated_limits_page_is_limits_or_a_sentence(
     assert len(limits.devices) <= region.DEVICES
 
 
+def test_slots_beyond_the_first_few_are_read_too(usage_path: Path) -> None:
+    with changed_usage(usage_path) as page:
+        for index in (0, 7, 8, region.SLOTS - 1):
+            fill_slot(page, index)
+
+    with ExitStack() as locks:
+        for index in (0, 8, region.SLOTS - 1):
+            locks.enter_context(slot_lock(usage_path, index))
+        usage = region.read_usage(usage_path, 2)
+
+    assert usage.slots == tuple(
+        Slot(index, 42, 4026531836, "python", (NOTHING, SOMETHING)) for index in (0, 8, region.SLOTS - 1)
+    )
+
+
+def test_kinds_come_back_by_their_names(usage_path: Path) -> None:
+    names = ("linear", "managed", "pool", "virtual", "array", "graph", "external")
+    with changed_usage(usage_path) as page:
+        fill_slot(page, 0)
+        for name in names:
+            page.slot[0].use[0].kind_bytes[getattr(lib, f"HM_{name.upper()}")] = len(name)
+        page.slot[0].use[0].throttled_ns = 5
+
+    with slot_lock(usage_path, 0):
+        use = region.read_usage(usage_path, 1).slots[0].uses[0]
+
+    assert use.kinds == KindBytes(**{name: len(name) for name in names})
+    assert use.throttled_ns == 5
+
+
+def test_a_held_page_is_read_whatever_lies_at_its_path(usage_path: Path, limits_path: Path) -> None:
+    nothing = DeviceUsage(False, None)
+    with region.open_page(usage_path, "usage") as usage, region.open_page(limits_path, "limits") as limits:
+        for path in (usage_path, limits_path):
+            path.unlink()
+            os.mkfifo(path)
+
+        assert region.read_usage(usage_path, 2, usage) == Usage((nothing, nothing), ())
+        assert region.read_limits(limits_path, limits) == LIMITS
+
+
+def test_a_held_page_that_is_cut_is_a_sentence(usage_path: Path) -> None:
+    with region.open_page(usage_path, "usage") as fd:
+        os.truncate(usage_path, region.USAGE_BYTES - 1)
+
+        with pytest.raises(HamirtError, match="is damaged"):
+            region.read_usage(usage_path, 2, fd)
+
+
 def test_a_page_torn_for_an_instant_is_read_again(usage_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with changed_usage(usage_path) as page:
         fill_slot(page, 0)
@@ -228,7 +279,7 @@ def test_a_page_torn_for_an_instant_is_read_again(usage_path: Path, monkeypatch:
     grant = ffi.offsetof("struct hm_usage", "slot") + ffi.offsetof("struct hm_slot", "use")
     torn[grant : grant + 8] = struct.pack("<Q", 9)
     answers = iter([bytes(torn), whole])
-    monkeypatch.setattr(os, "pread", lambda *_: next(answers))
+    monkeypatch.setattr(os, "pread", lambda _fd, size, at: next(answers)[at : at + size])
 
     with slot_lock(usage_path, 0):
         usage = region.read_usage(usage_path, 2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hamirt.members import Process, Verdict
 from hamirt.model import (
     Card,
     CardProcess,
@@ -12,11 +13,13 @@ from hamirt.model import (
     Driver,
     Enforcement,
     KindBytes,
+    LatencyClass,
     Level,
     Limit,
     Limits,
     ProcessView,
     Slot,
+    Standing,
     Tenant,
     TenantCard,
     TenantPages,
@@ -24,11 +27,14 @@ from hamirt.model import (
     Usage,
     Use,
 )
-from hamirt.survey import owners, select, slots_of, survey
+from hamirt.survey import Claim, Totals, claims_of, intruders, judged, select, survey, violations
 from hamirt.units import GIB, MIB
 
 HERE, ELSEWHERE = 4026531836, 4026532999
-CARD = Card(1, "GPU-bb", "H100", 80 * GIB, 9 * GIB, 0.5, False, (CardProcess(7, 4 * GIB), CardProcess(99, None)))
+OWN = CardProcess(7, 4 * GIB, Standing.REGISTERED, "train-1-abc", "python")
+BARE = CardProcess(8, 3 * GIB, Standing.UNSHIMMED, "train-1-abc", "sneak")
+OTHER = CardProcess(99, None, Standing.FOREIGN, None, "Xorg")
+CARD = Card(1, "GPU-bb", "H100", 80 * GIB, 9 * GIB, 0.5, False, (OWN, OTHER))
 DRIVER = Driver("580", (replace(CARD, index=0, uuid="GPU-aa", processes=()), CARD), simulated=False)
 NOTHING = Use(0, 0, 0, KindBytes(0, 0, 0, 0, 0, 0, 0), 0, 0)
 USE = Use(4 * GIB, 3 * GIB, 520 * MIB, KindBytes(GIB, 0, GIB, 0, 0, GIB, 0), 2, 1)
@@ -41,11 +47,15 @@ PAGES = TenantPages(
     usage=Usage((DeviceUsage(False, 520 * MIB),), (Slot(0, 7, HERE, "python", (USE,)),)),
     problem=None,
 )
-PIDS = {(HERE, 7): 7}
+PIDS = {Claim("train-1-abc", HERE, 7): 7}
 
 
 def tenant_card(pages: TenantPages, driver: Driver | None = DRIVER) -> TenantCard:
     return survey(driver, None, [pages], PIDS, inside=False).tenants[0].cards[0]
+
+
+def with_processes(*processes: CardProcess) -> Driver:
+    return Driver("580", (replace(CARD, processes=processes),), simulated=False)
 
 
 def test_a_tenant_on_its_card() -> None:
@@ -67,15 +77,14 @@ def test_a_tenant_on_its_card() -> None:
     )
     assert node.tenants == (Tenant("train-1-abc", "train-1", False, None, (card,)),)
     assert card.used_bytes == 3 * GIB + 520 * MIB
-    assert owners(node) == {7: "train-1-abc"}
 
 
 def test_a_process_of_another_namespace_is_shown_by_its_own_pid() -> None:
     assert PAGES.usage is not None
     pages = replace(PAGES, usage=replace(PAGES.usage, slots=(Slot(0, 1, ELSEWHERE, "python", (USE,)),)))
 
-    assert slots_of([pages]) == {(ELSEWHERE, 1)}
-    card = tenant_card(pages)
+    assert claims_of([pages]) == {Claim("train-1-abc", ELSEWHERE, 1)}
+    card = tenant_card(pages, with_processes(OTHER))
     assert card.processes == (ProcessView(None, 1, "python", 3 * GIB + 520 * MIB, None),)
     assert card.footprint_bytes is None
 
@@ -114,12 +123,97 @@ def test_enforcement_has_a_reason(pages: TenantPages, enforcement: Enforcement) 
 
 
 def test_a_footprint_above_the_cap_is_over() -> None:
-    big = replace(CARD, processes=(CardProcess(7, 8 * GIB + 1),))
-
-    card = tenant_card(PAGES, Driver("580", (big,), simulated=False))
+    card = tenant_card(PAGES, with_processes(replace(OWN, used_bytes=8 * GIB + 1)))
 
     assert card.over
     assert card.enforcement == Enforcement(Level.PARTIAL, "holds more of the card than its cap")
+
+
+def test_what_a_process_without_the_shim_holds_is_the_tenants() -> None:
+    card = tenant_card(PAGES, with_processes(OWN, BARE))
+
+    assert card.unshimmed == (BARE,)
+    assert (card.footprint_bytes, card.over) == (7 * GIB, False)
+    says = "process 8 (sneak) holds 3072 MiB without the shim"
+    assert card.enforcement == Enforcement(Level.PARTIAL, says)
+    alone = tenant_card(replace(PAGES, usage=Usage((DeviceUsage(False, None),), ())), with_processes(BARE))
+    assert alone.enforcement == Enforcement(Level.NONE, says)
+
+
+def test_the_footprint_is_unknown_where_nvml_does_not_show_all_of_it() -> None:
+    assert tenant_card(PAGES, with_processes(BARE)).footprint_bytes is None
+    assert tenant_card(PAGES, with_processes(replace(OWN, used_bytes=None))).footprint_bytes is None
+    more_than_the_cap = tenant_card(PAGES, with_processes(replace(BARE, used_bytes=9 * GIB)))
+    assert (more_than_the_cap.footprint_bytes, more_than_the_cap.over) == (9 * GIB, True)
+
+
+def test_two_slots_that_claim_one_process_do_not_both_get_it() -> None:
+    slots = (Slot(0, 7, HERE, "python", (USE,)), Slot(3, 7, HERE, "liar", (USE,)))
+    pages = replace(PAGES, usage=Usage((DeviceUsage(False, None),), slots))
+
+    assert [view.pid for view in tenant_card(pages).processes] == [7, None]
+
+
+def test_totals_count_the_dead_too() -> None:
+    totals = {("train-1-abc", 0): Totals(11, 2_500_000_000)}
+
+    card = survey(DRIVER, None, [PAGES], PIDS, inside=False, totals=totals).tenants[0].cards[0]
+
+    assert (card.denials, card.throttled_seconds) == (11, 2.5)
+
+
+def test_a_time_cap_is_said_not_to_hold_yet() -> None:
+    limit = Limit("GPU-bb", 8 * GIB, 80 * GIB, None, 25, 300, LatencyClass.BATCH)
+
+    card = tenant_card(replace(PAGES, limits=Limits("train-1", False, 2, (limit,))))
+
+    assert (card.time_percent, card.weight, card.latency_class) == (25, 300, LatencyClass.BATCH)
+    assert card.enforcement == Enforcement(Level.FULL, None)
+    assert card.time_enforcement == Enforcement(Level.NONE, "GPU time is not capped yet")
+    assert card.busy_ratio is None
+
+
+def test_processes_are_called_what_they_are() -> None:
+    driver = with_processes(CardProcess(7, GIB), CardProcess(8, None))
+    process = Process(7, 1, 1, "python")
+
+    cards = judged(driver, {7: Verdict(process, Standing.REGISTERED, "t", ("t",))}).cards
+
+    assert cards[0].processes == (
+        CardProcess(7, GIB, Standing.REGISTERED, "t", "python"),
+        CardProcess(8, None),
+    )
+
+
+def test_violations_are_told() -> None:
+    over = survey(with_processes(replace(OWN, used_bytes=9 * GIB)), None, [PAGES], PIDS, inside=False)
+    bare = survey(with_processes(OWN, BARE), None, [PAGES], PIDS, inside=False)
+    unenforced = replace(PAGES, record=replace(RECORD, unenforced="it is statically linked"))
+    damaged = replace(PAGES, usage=None, problem="the page is damaged")
+    uncapped = replace(PAGES, limits=Limits("train-1", False, 2, (Limit("GPU-bb", None, 80 * GIB, None),)))
+
+    def told(pages: TenantPages, driver: Driver | None = DRIVER, problem: str | None = None) -> list[str]:
+        return violations(survey(driver, problem, [pages], PIDS, inside=False))
+
+    assert told(PAGES) == []
+    assert violations(over) == ["train-1 on GPU 1: over its cap by 1024 MiB"]
+    assert violations(bare) == ["train-1 on GPU 1: process 8 (sneak) holds 3072 MiB without the shim"]
+    assert told(unenforced) == ["train-1 on GPU 1: its cap is not enforced: it is statically linked"]
+    assert told(damaged) == ["train-1: the page is damaged"]
+    assert told(uncapped, with_processes(OWN, BARE)) == []
+    assert told(PAGES, None, "no NVIDIA driver answers") == ["no NVIDIA driver answers"]
+
+
+def test_a_process_without_the_shim_on_a_card_that_its_tenant_was_not_given() -> None:
+    elsewhere = replace(CARD, index=0, uuid="GPU-aa", processes=(BARE,))
+    node = survey(Driver("580", (elsewhere, CARD), simulated=False), None, [PAGES], PIDS, inside=False)
+
+    assert intruders(node, elsewhere) == (BARE,)
+    assert intruders(select(node, "GPU-aa", None), elsewhere) == (BARE,)
+    assert intruders(select(node, None, "other"), elsewhere) == ()
+    assert violations(node) == [
+        "train-1 on GPU 0, which it was not given: process 8 (sneak) holds 3072 MiB without the shim"
+    ]
 
 
 def test_a_simulated_tenant_is_not_on_a_real_card() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hamirt import region, tenants
+from hamirt import pages, tenants
 from hamirt.errors import HamirtError
 from hamirt.model import Limit, Limits, TenantRecord
 from hamirt.units import GIB
@@ -23,15 +23,11 @@ def test_a_tenant_is_made_read_and_removed(tmp_path: Path) -> None:
     tenant = create(tmp_path)
 
     (pages,) = tenants.list_pages(tmp_path)
-    assert tenant.record == TenantRecord(
-        tenant.folder.name, "train-1", os.getpid(), ("/usr/bin/train",), simulated=False, unenforced=None
+    record = TenantRecord(
+        tenant.id, "train-1", os.getpid(), ("/usr/bin/train",), simulated=False, unenforced=None, uid=os.geteuid()
     )
-    assert (pages.id, pages.folder, pages.record, pages.problem) == (
-        tenant.folder.name,
-        tenant.folder,
-        tenant.record,
-        None,
-    )
+    assert (pages.id, pages.folder, pages.record, pages.problem) == (tenant.id, tenant.folder, record, None)
+    assert (tenant.name, tenant.folder) == ("train-1", tmp_path / "tenants" / tenant.id)
     assert pages.limits == Limits("train-1", False, 1, LIMITS.devices)
     tenants.remove(tenant)
     assert tenants.list_pages(tmp_path) == ()
@@ -40,7 +36,7 @@ def test_a_tenant_is_made_read_and_removed(tmp_path: Path) -> None:
 
 def test_a_folder_is_swept_once_nothing_holds_it(tmp_path: Path) -> None:
     tenant = create(tmp_path, "t")
-    assert [pages.id for pages in tenants.list_pages(tmp_path)] == [tenant.record.id]
+    assert [pages.id for pages in tenants.list_pages(tmp_path)] == [tenant.id]
 
     os.close(tenant.alive_fd)
 
@@ -61,8 +57,8 @@ def test_a_folder_is_swept_once_nothing_holds_it(tmp_path: Path) -> None:
 def test_a_name_comes_from_the_command(tmp_path: Path, command: str, name: str) -> None:
     tenant = create(tmp_path, command=command)
 
-    tenants.check_name(tenant.record.name)
-    assert tenant.record.name == name
+    tenants.check_name(tenant.name)
+    assert tenant.name == name
     os.close(tenant.alive_fd)
 
 
@@ -82,7 +78,7 @@ def test_a_failure_leaves_nothing_behind(
         path.touch()
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(region, "create_usage", fail)
+    monkeypatch.setattr(pages, "create_usage", fail)
 
     with pytest.raises(HamirtError, match=says):
         create(tmp_path)

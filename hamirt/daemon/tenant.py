@@ -1,0 +1,172 @@
+"""A tenant as the daemon holds it: its record, its limits, and the files that are kept open as long as it lives."""
+
+import os
+import select
+from dataclasses import dataclass
+from pathlib import Path
+
+from hamirt import pages, region, tenants
+from hamirt.errors import HamirtError
+from hamirt.members import Anchor
+from hamirt.model import Limit, Limits, TenantPages, TenantRecord, Usage
+
+_UNSEEN_CREATOR_SECONDS = 10.0  # how long one in a PID namespace of its own has to take the tenant over
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Keeps a tenant alive until the process that asked for it has ended; that process holds it too by then."""
+
+    alive_fd: int
+    creator_fd: int | None
+    until: float
+
+    @classmethod
+    def of(cls, alive_fd: int, creator: int, now: float) -> "Keeper":
+        """Watch the process `creator`, by pid; 0 is one that can't be seen."""
+        try:
+            fd = os.pidfd_open(creator) if creator > 0 else None
+        except OSError:  # it has ended already
+            fd = None
+        return cls(alive_fd, fd, now if creator > 0 else now + _UNSEEN_CREATOR_SECONDS)
+
+    def has_ended(self, now: float) -> bool:
+        """Return whether nothing is left to wait for."""
+        if self.creator_fd is None:
+            return now >= self.until
+        poll = select.poll()
+        poll.register(self.creator_fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Let the tenant live or die without us."""
+        os.close(self.alive_fd)
+        if self.creator_fd is not None:
+            os.close(self.creator_fd)
+
+
+class File:
+    """A descriptor, closed once nobody holds it: the sampler may be reading a page of a tenant that is removed."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass(slots=True)
+class HeldTenant:
+    """A tenant of this root. What could not be read of it is None, and `problem` says why."""
+
+    id: str
+    folder: Path
+    record: TenantRecord | None
+    request: str | None
+    """What tells the request that it was made for from others."""
+    limits: Limits | None = None
+    problem: str | None = None
+    keeper: Keeper | None = None
+    look_again_at: float = 0.0
+    """When it is next worth a look whether its last process has ended."""
+    _limits_file: File | None = None
+    _usage_file: File | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> "HeldTenant":
+        """Take over the tenant in this folder, whatever state it is in."""
+        note = tenants.read_note(folder)
+        request = note.get("request")
+        tenant = cls(
+            folder.name, folder, tenants.record_of(note, folder.name), request if isinstance(request, str) else None
+        )
+        if tenant.record is None:
+            tenant.problem = (
+                f"{folder / 'tenant.json'} is damaged: end that tenant with hamirt rm --force {folder.name}"
+            )
+        try:
+            tenant._limits_file = File(pages.open_for_change(folder, "ro/limits"))
+            tenant.limits = region.read_limits(folder / "ro" / "limits", tenant._limits_file.fd)
+            tenant._usage_file = File(pages.open_for_change(folder, "rw/usage"))
+        except HamirtError as error:
+            tenant.problem = str(error)
+        except OSError as error:
+            tenant.problem = f"the pages of {folder.name} can't be opened ({error.strerror}): end that tenant"
+        return tenant
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.record.name if self.record else self.limits.tenant if self.limits else self.id
+
+    @property
+    def uid(self) -> int | None:
+        """The user that it belongs to; None, and then only administrators may touch it, where that can't be read."""
+        return self.record.uid if self.record else None
+
+    def read(self) -> TenantPages:
+        """Return all that its folder says, its usage page as it is now. Any thread may ask."""
+        usage, problem = None, self.problem
+        if self.limits is not None:
+            try:
+                usage = self.usage()
+            except HamirtError as error:
+                problem = problem or str(error)
+        return TenantPages(self.id, self.folder, self.record, self.limits, usage, problem)
+
+    def anchor(self) -> Anchor:
+        """Return what ties processes to it by descent and by cgroup."""
+        try:
+            alive = os.lstat(self.folder / "alive")
+            inode = alive.st_dev, alive.st_ino
+        except OSError:
+            inode = None
+        record = self.record
+        return Anchor(self.id, None, inode, record.pid if record else None, record.cgroup if record else None)
+
+    def change(self, devices: tuple[Limit, ...]) -> None:
+        """Write changed limits. Raises OSError where the page can't be written."""
+        assert self.limits is not None
+        assert self._limits_file is not None
+        self.limits = pages.change_limits(self._limits_file.fd, self.limits, devices)
+
+    def renew(self, lease_ns: int) -> None:
+        """Extend the lease, or end it with 0. Raises OSError."""
+        if self._limits_file is not None and self.limits is not None:
+            pages.renew_lease(self._limits_file.fd, lease_ns)
+
+    def usage(self) -> Usage:
+        """Read the usage page.
+
+        Raises HamirtError where it is damaged, or was when the tenant was taken over.
+        """
+        file, limits = self._usage_file, self.limits
+        if file is None or limits is None:
+            raise HamirtError(self.problem or f"the pages of {self.id} are closed")
+        return region.read_usage(self.folder / "rw" / "usage", len(limits.devices), file.fd)
+
+    def has_living_slot(self) -> bool:
+        """Return whether a process holds a slot of its usage page, by the kernel's locks."""
+        return region.has_living_slot(self.folder / "rw" / "usage")
+
+    def ask_to_trim(self) -> None:
+        """Have its processes give back what their pools hold unused. Raises OSError."""
+        if self._usage_file is not None:
+            pages.ask_to_trim(self._usage_file.fd)
+
+    def ask_to_measure(self) -> None:
+        """Have its processes ask NVML what they hold. Raises OSError."""
+        if self._limits_fd >= 0 and self._usage_fd >= 0:
+            pages.ask_to_measure(self._limits_fd, self._usage_fd)
+
+    def ask_to_measure(self) -> None:
+        """Have its processes look in NVML at what they hold. Raises OSError."""
+        if self._limits_file is not None and self._usage_file is not None:
+            pages.ask_to_measure(self._limits_file.fd, self._usage_file.fd)
+
+    def close(self) -> None:
+        """Let go of its files."""
+        self._limits_file = self._usage_file = None
+        if self.keeper is not None:
+            self.keeper.close()
+            self.keeper = None
