@@ -26,7 +26,6 @@ _CLASSES = {
 _MOST_EPOCH = 0xFFFFFFFF
 _MEASURE_AT: int = ffi.offsetof("struct hm_limits", "measure")
 _LEASE_AT: int = ffi.offsetof("struct hm_limits", "lease_ns")
-_MEASURE_AT: int = ffi.offsetof("struct hm_limits", "measure")
 _TRIM_AT: int = ffi.offsetof("struct hm_usage", "trim")
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAKE = 1

@@ -11,6 +11,7 @@ Every refusal is {"error": "a sentence"}. docs/daemon.md describes the bodies.
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from aiohttp import web
@@ -25,8 +26,10 @@ from hamirt.daemon.registry import Asker, Registry
 from hamirt.daemon.requests import MOST_BODY_BYTES, read_change, read_creation
 from hamirt.daemon.settings import Settings
 from hamirt.daemon.tenant import HeldTenant
+from hamirt.members import Process
 from hamirt.model import Health, Node
 
+_MOST_PIDS = 8  # in a sentence
 _FLAGS = {"": False, "0": False, "1": True}
 
 
@@ -97,6 +100,13 @@ def _answering(daemon: Daemon) -> Middleware:
     return answer
 
 
+def _check_dead(tenant: HeldTenant, living: Sequence[Process], *, force: bool) -> None:
+    if living or tenant.has_living_slot():
+        pids = ", ".join(f"{one.pid} ({one.command})" for one in living[:_MOST_PIDS]) or "which are not its children"
+        advice = "they can't be ended from here: end them by hand" if force else "end them, or give --force"
+        raise RefusalError(CONFLICT, f"{tenant.name} has living processes, {pids}: {advice}")
+
+
 class _Handlers:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -132,13 +142,10 @@ class _Handlers:
         living = await asyncio.to_thread(inhabitants.living, tenant)
         if living and force:
             living = await asyncio.to_thread(inhabitants.end, tenant, daemon.settings.kill_after_seconds)
-        self._find(request)  # it may have gone meanwhile
-        if living or tenant.has_living_slot():
-            pids = ", ".join(f"{one.pid} ({one.command})" for one in living[:8]) or "that are no children of its own"
-            advice = "they can't be ended from here: end them by hand" if force else "end them, or give --force"
-            raise RefusalError(CONFLICT, f"{tenant.name} has living processes, {pids}: {advice}")
-        daemon.registry.remove(tenant)
-        daemon.happened("tenant_removed", f"{tenant.name} was removed", tenant=tenant.id)
+        if daemon.registry.knows(tenant):  # its `hamirt run` may have removed it by now
+            _check_dead(tenant, living, force=force)
+            daemon.registry.remove(tenant)
+            daemon.happened("tenant_removed", f"{tenant.name} was removed", tenant=tenant.id)
         return web.json_response({"id": tenant.id, "name": tenant.name})
 
     async def node(self, _request: web.Request) -> web.Response:

@@ -80,6 +80,10 @@ class Registry:
             raise RefusalError(FORBIDDEN, f"{tenant.name} belongs to user {tenant.uid}: ask as that user, or as root")
         return tenant
 
+    def knows(self, tenant: HeldTenant) -> bool:
+        """Return whether this tenant is still there."""
+        return self._tenants.get(tenant.id) is tenant
+
     def create(
         self, identity: str, creation: Creation, body: bytes, asker: Asker, driver: Driver | None
     ) -> tuple[HeldTenant, bool]:
@@ -187,7 +191,7 @@ class Registry:
         """Remove the dead among the orphans, unless they were removed or taken up meanwhile; return the removed."""
         for orphan in orphans:
             orphan.look_again_at = self._clock() + _INHABITED_SECONDS
-        gone = [one for one in dead if self._tenants.get(one.id) is one and not tenants.is_held(one.folder)]
+        gone = [one for one in dead if self.knows(one) and not tenants.is_held(one.folder)]
         for tenant in gone:
             self.remove(tenant)
         return gone

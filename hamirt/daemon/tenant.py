@@ -155,11 +155,6 @@ class HeldTenant:
             pages.ask_to_trim(self._usage_file.fd)
 
     def ask_to_measure(self) -> None:
-        """Have its processes ask NVML what they hold. Raises OSError."""
-        if self._limits_fd >= 0 and self._usage_fd >= 0:
-            pages.ask_to_measure(self._limits_fd, self._usage_fd)
-
-    def ask_to_measure(self) -> None:
         """Have its processes look in NVML at what they hold. Raises OSError."""
         if self._limits_file is not None and self._usage_file is not None:
             pages.ask_to_measure(self._limits_file.fd, self._usage_file.fd)

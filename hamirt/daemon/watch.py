@@ -11,33 +11,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hamirt.daemon import enforce, policy
+from hamirt.daemon.drift import Drift
 from hamirt.daemon.refusal import UNAVAILABLE, RefusalError
 from hamirt.daemon.sampler import Sampler
 from hamirt.daemon.settings import Settings
 from hamirt.model import Node, Supervisor, TenantPages
-from hamirt.units import MIB
 
 _LEAST_GAP_SECONDS = 0.1  # between two samples, however much happens
 _FIRST_SECONDS = 2.0  # how long a request waits for the first sample
+_MEASURE_SECONDS = 0.03  # how long shims have to look in NVML, which takes them a millisecond
 _STALE_SECONDS = 3.0  # a node older than this, and than three samples, says so
-_DRIFT_BYTES = 8 * MIB  # a context's measurement is no more exact than that
+
+_T = TypeVar("_T")
 
 Tell = Callable[..., None]
 """Counts and logs an event; from any thread."""
 Pages = Callable[[], Sequence[TenantPages]]
 """Reads all tenants; from any thread."""
-
-
-def drifting(node: Node) -> set[str]:
-    """Return the tenants (by id) whose ledger says something else than NVML."""
-    return {
-        tenant.id
-        for tenant in node.tenants
-        for card in tenant.cards
-        if card.footprint_bytes is not None and abs(card.footprint_bytes - card.used_bytes) > _DRIFT_BYTES
-    }
 
 
 class Watch:
@@ -49,8 +42,9 @@ class Watch:
         self._tell = tell
         self._sampler = Sampler(sim, root)
         self._thread = ThreadPoolExecutor(1, "sampler")
-        self._running: Future[Node] | None = None
+        self._running: Future[Any] | None = None
         self._state = policy.State()
+        self._drift = Drift()
         self._node: Node | None = None
         self._node_at = 0.0
         self._patience = _STALE_SECONDS
@@ -93,11 +87,11 @@ class Watch:
             self._wanted.clear()
             chosen = settings()
             self._patience = max(_STALE_SECONDS, 3 * chosen.sample_seconds)
-            self._running = self._thread.submit(self._look, pages, supervisor(), chosen)
             try:
-                self._node, self._node_at = await asyncio.wrap_future(self._running), began
+                node = await self._sample(pages, ask_to_measure)
+                self._node, self._node_at = replace(node, supervisor=supervisor()), began
                 self._first.set()
-                ask_to_measure(drifting(self._node))
+                await self._in_thread(self._act, self._node, chosen)
                 self.last_unix_seconds = time.time()
                 self.failures += self._node.driver is None
             except Exception as error:  # ours: the next sample may do better, and the tenants still need the rest of us
@@ -117,10 +111,27 @@ class Watch:
         self._thread.shutdown()
         self._sampler.close()
 
-    def _look(self, pages: Pages, supervisor: Supervisor, settings: Settings) -> Node:
-        node = replace(self._sampler.sample(pages()), supervisor=supervisor)
+    async def _sample(self, pages: Pages, ask_to_measure: Callable[[frozenset[str]], None]) -> Node:
+        """Return a sample; where ledger and NVML part, of the moment after the tenants concerned looked themselves."""
+        node = await self._in_thread(self._look, pages)
+        asked = self._drift.find(node)
+        if asked:
+            ask_to_measure(asked)
+            await asyncio.sleep(_MEASURE_SECONDS)
+            node = await self._in_thread(self._look, pages)
+            ask_to_measure(self._drift.find(node))
+        return node
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        running = self._thread.submit(work, *arguments)
+        self._running = running
+        return await asyncio.wrap_future(running)
+
+    def _look(self, pages: Pages) -> Node:
+        return self._sampler.sample(pages())
+
+    def _act(self, node: Node, settings: Settings) -> None:
         now, verdicts = time.monotonic(), self._sampler.verdicts
         self._state, actions = policy.judge(self._state, node, now, settings, verdicts)
         for event in enforce.carry_out(actions, self._sampler.anchors):
             self._tell(event.kind, event.text, tenant=event.tenant)
-        return node

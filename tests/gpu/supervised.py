@@ -17,7 +17,7 @@ from hamirt import client, config
 from hamirt.errors import HamirtError
 
 CAP_BYTES = 8 * GIB
-EVADER_MIB = 4096
+EVADER_MIB, CONTEXT_MIB = 4096, 256
 TRAINING_S = 20.0
 START_S = 60.0
 REPORT_BAR_S, KILL_BAR_S = 2.0, 5.0
@@ -86,10 +86,11 @@ def _drift(setup: Setup, root: Path) -> list[Row]:
 def _evader(setup: Setup, root: Path, settings: Path, daemon: Program) -> tuple[float, float, str]:
     """Start a program without the shim beside an honest one; return when it was reported, and gone once that is policy.
 
-    The clock runs from NVML's first sight of its memory on the card, and from the change of the policy.
+    The clock runs from NVML's first sight of its context on the card, and from the change of the policy, by when it has
+    its 4 GiB.
     """
-    honest = [setup.program("fill"), "malloc", "2048", "20000"]
-    evading = ["env", "-u", "LD_PRELOAD", setup.program("fill"), "malloc", str(EVADER_MIB), "60000"]
+    honest = [setup.program("fill"), "malloc", "2048", "4000"]
+    evading = ["env", "-u", "LD_PRELOAD", setup.program("fill"), "malloc", str(EVADER_MIB), "3000"]
     with (
         setup.nvml() as nvml,
         Program(tenant_argv(setup, honest, mem_option(CAP_BYTES), "honest"), environment(setup)) as neighbour,
@@ -102,14 +103,15 @@ def _evader(setup: Setup, root: Path, settings: Path, daemon: Program) -> tuple[
             def taken() -> int:
                 return int(nvml.memory(handle).used) - before
 
-            _wait(lambda: taken() > EVADER_MIB * MIB, START_S, "the evader took nothing", program)
+            _wait(lambda: taken() > CONTEXT_MIB * MIB, START_S, "the evader made no context", program)
             start = time.monotonic()
             _wait(lambda: bool((_on_card(root, "evader") or {}).get("unshimmed")), 30, "it was not reported", program)
             report_s = time.monotonic() - start
+            _wait(lambda: taken() > EVADER_MIB * MIB, START_S, "the evader took nothing", program)
             _write_settings(settings, "kill")
             daemon.send(signal.SIGHUP)
             start = time.monotonic()
-            _wait(lambda: taken() < 512 * MIB, 30, "it was not killed")
+            _wait(lambda: not program.running() and taken() < EVADER_MIB * MIB, 30, "it was not killed")
             kill_s = time.monotonic() - start
         ended = neighbour.finish(60)
     return round(report_s, 2), round(kill_s, 2), ended.why()

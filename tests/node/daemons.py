@@ -111,9 +111,19 @@ class Program:
     """programs/allocator.py in a tenant of its own."""
 
     def __init__(self, node: Node, name: str, *options: str) -> None:
-        self.process = node.start(
+        self._begin(node.start(
             "--name", name, *options, "--", sys.executable, str(PROGRAMS / "allocator.py"), stderr=subprocess.DEVNULL
-        )
+        ))  # fmt: skip
+
+    @classmethod
+    def of(cls, process: "subprocess.Popen[str]") -> "Program":
+        """Return the program that was started in this process, outside of any tenant."""
+        program = cls.__new__(cls)
+        program._begin(process)
+        return program
+
+    def _begin(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
         assert self._answer()[0] == 0
 
     def __call__(self, line: str) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from hamirt import tenants, wire
 from hamirt.client import Client
+from hamirt.members import read_process
 from tests.node.conftest import Node
 from tests.node.daemons import UUIDS, Daemon, Program, as_user, device, wish
 from tests.support import wait_for
@@ -189,7 +190,7 @@ def test_force_ends_what_ignores_sigterm_and_what_left_its_parent(daemon: Daemon
 
     assert (removed.returncode, removed.stderr) == (0, "")
     assert tenant.wait(30) == 128 + signal.SIGKILL
-    assert [Path(f"/proc/{pid}").exists() for pid in pids] == [False, False]
+    assert [read_process(pid) for pid in pids] == [None, None]
 
 
 def test_what_another_user_may(reachable: Node) -> None:
