@@ -194,10 +194,6 @@ def _tenant_info(node: Node, _health: Health) -> Iterator[Sample]:
         yield (tenant.id, tenant.name, *place, latency_class, _flag(tenant.simulated)), 1
 
 
-def _drift(card: TenantCard) -> int | None:
-    return None if card.footprint_bytes is None else card.footprint_bytes - card.used_bytes
-
-
 def _ratio(percent: int | None) -> float | None:
     return None if percent is None else percent / 100
 
@@ -240,8 +236,8 @@ METRICS: tuple[Metric, ...] = (
            _on_cards(lambda card: card.cap_bytes)),
     Metric("hamirt_tenant_memory_footprint_bytes", "gauge", "What NVML reports for the tenant's processes.", _ON,
            _on_cards(lambda card: card.footprint_bytes)),
-    Metric("hamirt_tenant_memory_drift_bytes", "gauge", "Footprint less what the ledger counts.", _ON,
-           _on_cards(_drift)),
+    Metric("hamirt_tenant_memory_drift_bytes", "gauge", "Footprint less what the ledger takes to be on the card.", _ON,
+           _on_cards(lambda card: card.drift_bytes)),
     Metric("hamirt_tenant_memory_over_bytes", "gauge",
            "Held above the cap, by the ledger or by NVML; absent for an uncapped tenant.", _ON,
            _on_cards(lambda card: None if card.cap_bytes is None else card.over_bytes)),

@@ -120,6 +120,8 @@ class Use:
     denials: int
     contexts: int
     throttled_ns: int = 0
+    ahead_bytes: int = 0
+    """Part of the overhead that is reserved and was not yet seen on the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,8 @@ class TenantCard:
     """How long its living processes' launches were held back."""
     unshimmed: tuple[CardProcess, ...] = ()
     """Its processes on the card that the shim is not in."""
+    ahead_bytes: int = 0
+    """Part of the overhead that is reserved and was not yet seen on the card."""
     time_enforcement: Enforcement | None = None
     """How far its cap on GPU time holds; None where it has none."""
 
@@ -236,6 +240,13 @@ class TenantCard:
     def used_bytes(self) -> int:
         """What is held against the cap: allocations, pools and overhead."""
         return self.allocation_bytes + self.pool_bytes + self.overhead_bytes
+
+    @property
+    def drift_bytes(self) -> int | None:
+        """What NVML shows beyond what the ledger takes to be on the card; None where NVML does not show all of it."""
+        if self.footprint_bytes is None:
+            return None
+        return self.footprint_bytes - (self.used_bytes - self.ahead_bytes)
 
     @property
     def over_bytes(self) -> int:

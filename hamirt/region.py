@@ -54,7 +54,9 @@ def _fields(name: str, *fields: str) -> struct.Struct:
 _HEAD = _fields("struct hm_usage", "magic", "version", "size", "high_slot")
 _DEVICE = _fields("struct hm_usage_device", "context_bytes", "estimated")
 _SLOT = _fields("struct hm_slot", "taken", "pid", "pid_ns", "command")
-_USE = _fields("struct hm_use", "grant", "overhead_bytes", "kind_bytes", "denials", "throttled_ns", "contexts")
+_USE = _fields(
+    "struct hm_use", "grant", "overhead_bytes", "ahead_bytes", "kind_bytes", "denials", "throttled_ns", "contexts"
+)
 _DEVICES_AT: int = ffi.offsetof("struct hm_usage", "device")
 _DEVICE_BYTES: int = ffi.sizeof("struct hm_usage_device")
 _SLOTS_AT: int = ffi.offsetof("struct hm_usage", "slot")
@@ -155,16 +157,17 @@ def _slot(path: Path, page: bytes, index: int, device_count: int, fd: int) -> Sl
 def _use(path: Path, page: bytes, start: int) -> Use:
     if page[start : start + _USE_BYTES] == _UNUSED:
         return _NOTHING
-    grant, overhead_bytes, *kinds, denials, throttled_ns, contexts = _USE.unpack_from(page, start)
+    grant, overhead_bytes, ahead_bytes, *kinds, denials, throttled_ns, contexts = _USE.unpack_from(page, start)
     granted, used = grant >> 32, grant & 0xFFFFFFFF
     if used > granted:
         raise _damaged(path, "a process uses more than it was granted")
-    _count(path, max(overhead_bytes, denials, *kinds))
+    _count(path, max(overhead_bytes, ahead_bytes, denials, *kinds))
     _count(path, throttled_ns, _MOST_NS)
     return Use(
         granted_bytes=granted * lib.HM_UNIT_BYTES,
         used_bytes=used * lib.HM_UNIT_BYTES,
         overhead_bytes=overhead_bytes,
+        ahead_bytes=min(ahead_bytes, overhead_bytes),
         kinds=KindBytes(*kinds),  # in the order of enum hm_kind
         denials=denials,
         contexts=contexts,

@@ -180,6 +180,7 @@ def _tenant_card(
         allocation_bytes=used - pools,
         pool_bytes=pools,
         overhead_bytes=sum(use.overhead_bytes for use in uses),
+        ahead_bytes=sum(use.ahead_bytes for use in uses),
         footprint_bytes=_footprint(card, own, uses, processes, limit),
         denials=totals.denials,
         over=False,

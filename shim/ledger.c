@@ -191,6 +191,12 @@ hm_ledger_force(struct hm_use *use, uint32_t units)
         hm_ledger_unlock();
 }
 
+static uint64_t
+moved(uint64_t value, int64_t by)
+{
+    return by < 0 && value < (uint64_t)-by ? 0 : value + (uint64_t)by;
+}
+
 bool
 hm_ledger_overhead(int device, struct hm_use *use, int64_t bytes, bool force)
 {
@@ -204,10 +210,8 @@ hm_ledger_overhead(int device, struct hm_use *use, int64_t bytes, bool force)
         fits = (uint64_t)bytes <= grantable(device);
     }
     if (fits) {
-        uint64_t now = use->overhead_bytes;
-
-        now = bytes < 0 && now < (uint64_t)-bytes ? 0 : now + (uint64_t)bytes;
-        __atomic_store_n(&use->overhead_bytes, now, __ATOMIC_RELAXED);
+        __atomic_store_n(&use->overhead_bytes, moved(use->overhead_bytes, bytes), __ATOMIC_RELAXED);
+        __atomic_store_n(&use->ahead_bytes, moved(use->ahead_bytes, bytes), __ATOMIC_RELAXED);
     }
     if (locked)
         hm_ledger_unlock();

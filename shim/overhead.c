@@ -166,11 +166,19 @@ less_orphans(int device, const struct hm_use *use, uint64_t overhead, uint64_t l
     return overhead - (orphans < beyond ? orphans : beyond);
 }
 
+/* Charge what was measured, and what is reserved beyond it. The ledger lock is held. */
+static void
+charge_overhead(struct hm_use *use, uint64_t measured, uint64_t charged)
+{
+    __atomic_store_n(&use->overhead_bytes, charged, __ATOMIC_RELAXED);
+    __atomic_store_n(&use->ahead_bytes, charged - measured, __ATOMIC_RELAXED);
+}
+
 /*
  * Overhead is the footprint less what allocations hold. While others allocate and free, what they hold at the moment of
  * NVML's answer is not known, but it is at most what they held before plus what they asked for since, or were asking for
- * then: that gives the overhead at least, and it is raised to that. It is written exactly, lower too, only by its owner and when nothing of it was in
- * flight. The ledger lock is held.
+ * then: that gives the overhead at least, and it is raised to that. It is written exactly, lower too, only by its owner
+ * and when nothing of it was in flight. The ledger lock is held.
  */
 static void
 write_overhead(int device, uint32_t index, uint64_t footprint_bytes, uint64_t pending, bool exact)
@@ -182,13 +190,12 @@ write_overhead(int device, uint32_t index, uint64_t footprint_bytes, uint64_t pe
              least = least_overhead(device, use);
 
     overhead = less_orphans(device, use, overhead, least);
-    if (exact)
+    if (exact) {
         __atomic_store_n(&measured_bytes[device], overhead, __ATOMIC_RELAXED);
-    if (exact && overhead < least)
-        overhead = least;
-    overhead += pending;
-    if (exact || overhead > load(&use->overhead_bytes))
-        __atomic_store_n(&use->overhead_bytes, overhead, __ATOMIC_RELAXED);
+        charge_overhead(use, overhead, (overhead < least ? least : overhead) + pending);
+    } else if (overhead + pending > load(&use->overhead_bytes)) {
+        charge_overhead(use, overhead, overhead + pending);
+    }
 }
 
 /* Nothing was taken or given back by this process since note_before. */
@@ -235,13 +242,13 @@ refresh(int device)
     if (mine == NULL)
         return true;
     pending = hm_local_pending(device);
-    hm_pool_refresh(device);
     hm_graph_refresh(device);
     pthread_mutex_lock(&mutex);
+    quiet = hm_pool_refresh(device);
     high = note_before(device, mine->pid_ns);
-    quiet = is_unchanged(device, mine);
+    quiet = quiet && is_unchanged(device, mine);
     count = list_processes(device);
-    hm_pool_refresh(device); /* a pool that shrank meanwhile shows as a change */
+    quiet = hm_pool_refresh(device) && quiet; /* a pool that changed meanwhile shows */
     hm_graph_refresh(device);
     locked = hm_ledger_lock();
     quiet = quiet && locked && is_unchanged(device, mine);

@@ -1,14 +1,45 @@
-/* hook_pool.c: the stream-ordered pools of this process, whose reserved bytes are charged as the driver reports them. */
+/* pool.c: the stream-ordered pools of this process, whose reserved bytes are charged as the driver reports them. */
 #pragma once
 #include "quota.h"
 
-/* Read what each pool of the device holds now into the ledger (device -1: all). */
-void hm_pool_refresh(int device);
+struct hm_pool;
+
+/* An allocation from a pool in flight: what it may make the pool grow by is reserved. */
+struct hm_pool_call {
+    struct hm_pool *pool; /* NULL: not ours to account for */
+    struct hm_charge charge;
+    uint64_t bytes;
+    bool relies; /* on what the pool has unused */
+};
+
+/* The pool that a stream allocates from, or the one of a handle; NULL: not the tenant's, or not known. */
+struct hm_pool *hm_pool_current(CUstream stream);
+struct hm_pool *hm_pool_known(CUmemoryPool handle);
+
+/* Around an allocation. begin is false when it does not fit; end returns the result, or out of memory if it grew beyond
+   the cap, and has undone it then. per_thread: the stream argument has that meaning. */
+bool hm_pool_begin(struct hm_pool_call *call, struct hm_pool *pool, uint64_t bytes);
+CUresult hm_pool_end(struct hm_pool_call *call, CUdeviceptr *dptr, CUstream stream, bool per_thread,
+                     CUresult result);
+
+/* A pool was made; one is about to be destroyed: nobody may ask the driver about it. Returns what is charged for it. */
+struct hm_pool *hm_pool_add(CUmemoryPool handle, int device);
+struct hm_charge hm_pool_forget(struct hm_pool *pool);
+
+/* The current pool of a device may be another now. */
+void hm_pool_forget_current(void);
+
+/* A call that gives back what pools hold unused has returned: of one of them, or of any. */
+void hm_pool_read(struct hm_pool *pool);
+void hm_pool_synchronized(void);
+
+/* Read what each pool of the device holds into the ledger if that is more (device -1: all). False: one holds less. */
+bool hm_pool_refresh(int device);
 
 /* Give back to the card what the pools of the device hold unused, and refresh (device -1: all). */
 void hm_pool_trim(int device);
 
-/* hook_graph.c: the same for the device's graph memory. */
+/* graphmem.c: the same for the device's graph memory. */
 void hm_graph_refresh(int device);
 void hm_graph_trim(int device);
 

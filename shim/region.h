@@ -93,6 +93,8 @@ struct hm_use {
     uint64_t
         answered_bytes; /* of these, what was taken or refused, raised after used is; the owner */
     uint64_t overhead_bytes; /* contexts, modules, local memory; written under the ledger lock */
+    uint64_t
+        ahead_bytes; /* part of it that is reserved and was not yet seen on the card; as above */
     uint64_t exported_bytes; /* part of used that was exported to other processes; the owner */
     uint64_t imported_bytes; /* held here, used by whoever exported it; the owner */
     uint64_t kind_bytes[HM_KINDS]; /* used by kind; the owner */

@@ -36,5 +36,5 @@ def _gaps(node: Node) -> Iterator[tuple[tuple[str, str], int]]:
     """Yield what NVML shows beyond the ledger, in bytes, of each tenant on each card that it uses by the shim alone."""
     for tenant in node.tenants:
         for card in tenant.cards:
-            if card.footprint_bytes is not None and not card.unshimmed:
-                yield (tenant.id, card.uuid), card.footprint_bytes - card.used_bytes
+            if card.drift_bytes is not None and not card.unshimmed:
+                yield (tenant.id, card.uuid), card.drift_bytes

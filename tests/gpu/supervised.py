@@ -25,7 +25,7 @@ DRIFT_BAR_BYTES, DRIFT_BAR_RATIO = 32 * MIB, 0.02
 LOOK_S = 0.02
 
 Row = tuple[float, int, int]
-"""Seconds since the start, bytes by the ledger, bytes by NVML."""
+"""Seconds since the start, bytes on the card by the ledger, and by NVML."""
 
 
 def run_supervised(setup: Setup) -> int:
@@ -72,8 +72,9 @@ def _drift(setup: Setup, root: Path) -> list[Row]:
         start = time.monotonic()
         while program.running() and time.monotonic() < start + START_S + TRAINING_S:
             card = _on_card(root, "training")
-            if card is not None and card["footprint_bytes"]:
-                row = (round(time.monotonic() - start, 2), card["used_bytes"], card["footprint_bytes"])
+            if card is not None and card["footprint_bytes"] and card["processes"]:  # none: it is ending
+                ledger = card["used_bytes"] - card["ahead_bytes"]
+                row = (round(time.monotonic() - start, 2), ledger, card["footprint_bytes"])
                 if not rows or rows[-1][1:] != row[1:] or row[0] - rows[-1][0] > 1:
                     rows.append(row)
             time.sleep(LOOK_S)

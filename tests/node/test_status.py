@@ -78,6 +78,7 @@ def test_a_tenant_and_what_it_holds(node: Node, line_of: Any) -> None:
                 "allocation_bytes": 1000 * MIB,
                 "pool_bytes": 200 * MIB,
                 "overhead_bytes": 520 * MIB,
+                "ahead_bytes": 0,
                 "footprint_bytes": None,
                 "denials": 4,
                 "over": False,

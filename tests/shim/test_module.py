@@ -216,6 +216,8 @@ def test_local_memory_is_charged_when_a_function_is_found(node: Node, build: Bui
     run = [step.fell_kib or 0 for step in native.steps if step.name == "run"]
     assert found == pytest.approx(run[: len(found)], abs=CODE_KIB)
     assert found[3] - found[0] == LOCAL_THREADS * (16384 - STACK_BYTES) // 1024
+    ahead = [step.use.ahead_bytes for step in limited.steps if step.name == "found"]
+    assert ahead[3] - ahead[0] == LOCAL_THREADS * (16384 - STACK_BYTES)
     assert limited["local_256k"].answer == "ERROR_OUT_OF_MEMORY"
     assert limited.answers()[:4] == native.answers()[:4]
 
