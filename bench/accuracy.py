@@ -75,14 +75,14 @@ class Job:
 
 
 def jobs_of(allocators: Sequence[Allocator], caps_gib: Sequence[int], most_gib: int, controls: bool) -> list[Job]:
-    """Return all runs, the largest first so that small ones fill the gaps beside them.
+    """Return all runs, the largest first so that small ones fill the gaps beside them, and last what takes minutes.
 
     Memory that is touched gets at most `most_gib`: on the simulated card it is the host's.
     """
     jobs = [Job(a, cap * GIB, True) for a in allocators for cap in caps_gib if _is_tried(a, cap, most_gib)]
     if controls:
         jobs += [Job(a, CONTROL_GIB * GIB, False) for a in allocators]
-    return sorted(jobs, key=lambda job: -job.takes_bytes)
+    return sorted(jobs, key=lambda job: (not job.allocator.room, -job.takes_bytes))
 
 
 def _is_tried(allocator: Allocator, cap_gib: int, most_gib: int) -> bool:
