@@ -6,7 +6,7 @@ C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h $(foreach d,tests/s
 PYTEST = $(BIN)/python -m pytest -n 2 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint unit shim node sanitize dist gpu-bundle format clean
+.PHONY: help build demo test lint unit shim node fuzz sanitize dist gpu-bundle format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ shim: build  ## The tests of the shim and of the simulated driver
 
 node: build  ## The tests of `hamirt run` and `hamirt status`
 	$(PYTEST) tests/node
+
+fuzz: build  ## Spoil pages and requests to the daemon, 100,000 of each: some minutes; results in FUZZ_OUT
+	$(BIN)/python -m tests.fuzz --out $(or $(FUZZ_OUT),build/fuzz.json)
 
 sanitize: build  ## The shim's tests under AddressSanitizer and ThreadSanitizer
 	@for sanitizer in address thread; do \

@@ -142,11 +142,12 @@ class Client:
         connection = http.client.HTTPConnection("hamirt", timeout=allowed)
         try:
             connection.sock = _connect(self._root, allowed)
-            content = None if body is None else json.dumps(body).encode()
-            headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if content else {})
-            connection.request(method, path, content, headers)
+            headers = {"Connection": "close", "Content-Type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
             response = connection.getresponse()
-            return _answer(response.status, response.read())
+            content = response.read()
+            if not content:  # it ended before it had said anything
+                raise http.client.IncompleteRead(content)
         except TimeoutError as error:
             raise UnansweredError(
                 f"the daemon of {self._root} does not answer: see whether it is stopped, and what its log says"
@@ -157,6 +158,7 @@ class Client:
             ) from error
         finally:
             connection.close()
+        return _answer(response.status, content)
 
 
 def _answer(status: int, content: bytes) -> dict[str, Any]:

@@ -149,3 +149,31 @@ def test_a_program_that_is_told_to_leave_leaves_nothing(daemon: Daemon) -> None:
     assert daemon.ids() == []
     kinds = [event["event"] for event in daemon.events() if event["event"] != "started"]
     assert kinds == ["tenant_created", "tenant_removed"] * 5
+
+
+def test_what_holds_a_slot_and_shows_nothing_else_keeps_its_tenant(daemon: Daemon, line_of: Any) -> None:
+    script = f'exec env -i {sys.executable} {PROGRAMS / "holder.py"} 0 0 100 0 520 0 "$HAMIRT_TENANT_DIR"'
+    parent = daemon.node.start("--gpu", "0", "--mem", "2GiB", "--name", "web", "--", "sh", "-c", script)
+    assert line_of(parent) == "ready"
+    (program,) = psutil.Process(parent.pid).children()
+
+    parent.kill()
+    began = time.monotonic()
+    while time.monotonic() < began + 2.5:
+        assert len(daemon.ids()) == 1
+        time.sleep(0.05)
+    forced = daemon.node.hamirt("rm", "web", "--force")
+    program.kill()
+
+    assert (forced.returncode, "they can't be ended from here: end them by hand" in forced.stderr) == (1, True)
+    wait_for(lambda: not daemon.ids(), "the folder to be removed")
+
+
+def test_force_ends_what_its_hamirt_run_left_behind(daemon: Daemon, line_of: Any) -> None:
+    parent, program = hold(daemon.node, line_of, "web")
+    os.kill(parent, signal.SIGKILL)
+
+    removed = daemon.node.hamirt("rm", "web", "--force")
+
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "web is removed\n", "")
+    assert read_process(program) is None

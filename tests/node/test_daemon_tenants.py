@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from hamirt import tenants, wire
+from hamirt import config, tenants, wire
+from hamirt.cli import main, run
 from hamirt.client import Client
 from hamirt.members import read_process
 from tests.node.conftest import Node
@@ -315,3 +316,50 @@ def test_a_long_command_line_is_noted_in_part(daemon: Daemon) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [event["event"] for event in daemon.events()] == ["started", "tenant_created", "tenant_removed"]
     assert daemon.ids() == []
+
+
+def test_a_user_runs_a_tenant_under_roots_daemon(reachable: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(reachable).start()
+    for name, value in (reachable.env | {config.SIM_STATE_VARIABLE: str(daemon.root / "sim")}).items():
+        monkeypatch.setenv(name, value)
+    said = daemon.root.parent / "said"
+    said.touch()
+    os.chown(said, USER, USER)
+    script = (
+        f'cd "$HAMIRT_TENANT_DIR"; for f in ro/limits rw/usage ro rw .; do test -w $f && echo $f; done >{said}; true'
+    )
+
+    def run_it() -> object:
+        assert run.command.name == "run"  # imported already: the user may not be able to read where Python lies
+        try:
+            main.main(["run", "--sim", "--mem", "8GiB", "--name", "mine", "--", "/bin/sh", "-c", script])
+        except SystemExit as ended:
+            return ended.code
+
+    code = as_user(USER, run_it)
+
+    assert (code, said.read_text()) == (0, "rw/usage\n")
+    assert [(event["event"], event.get("uid")) for event in daemon.events()] == [
+        ("started", None),
+        ("tenant_created", USER),
+        ("tenant_removed", None),
+    ]
+    assert daemon.ids() == []
+
+
+def test_tenants_that_come_and_go_leave_no_descriptor_behind(daemon: Daemon) -> None:
+    assert daemon.process is not None
+    process = psutil.Process(daemon.process.pid)
+
+    def come_and_go() -> int:
+        assert put(daemon, "web-000001", wish())[0] == 200
+        assert daemon.ask("DELETE", "/v1/tenants/web")[0] == 200
+        return process.num_fds()
+
+    come_and_go()
+    wait_for(lambda: not daemon.client.node()["tenants"], "a sample without it")
+    before = process.num_fds()
+    for _ in range(50):
+        come_and_go()
+
+    wait_for(lambda: process.num_fds() <= before, "the descriptors to be closed")

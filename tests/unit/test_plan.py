@@ -4,7 +4,7 @@ import pytest
 
 from hamirt import contexts
 from hamirt.errors import HamirtError
-from hamirt.model import Card, Driver, Limit, Limits
+from hamirt.model import Card, Driver, LatencyClass, Limit, Limits
 from hamirt.plan import plan_limits
 from hamirt.units import GIB, MIB
 
@@ -59,6 +59,17 @@ def test_a_measured_context_is_handed_on_and_lowers_the_least_cap() -> None:
     limits = plan(("0",), "600MiB", measured=measured)
 
     assert limits.devices == (Limit("GPU-00000000-AB", 600 * MIB, TOTAL, 520 * MIB),)
+
+
+def test_what_holds_for_gpu_time_holds_on_every_card() -> None:
+    limits = plan_limits(
+        NODE, ("0", "2"), None, allow_on_error=False, measured={}, predicted_context_bytes=0, reserve_bytes=0,
+        time_percent=30, weight=7, latency_class=LatencyClass.BATCH,
+    )  # fmt: skip
+
+    assert limits.devices == tuple(
+        Limit(f"GPU-{index:08x}-AB", None, TOTAL, None, 30, 7, LatencyClass.BATCH) for index in (0, 2)
+    )
 
 
 @pytest.mark.parametrize(

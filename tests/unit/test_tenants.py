@@ -1,6 +1,7 @@
 """Folders of tenants: their names, and that a failure leaves nothing behind."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -93,3 +94,70 @@ def test_tenants_of_others_are_a_sentence(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(HamirtError, match=r"can't be read \(Permission denied\): ask as their user"):
         tenants.list_pages(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        '{"id": "t-000001"}',
+        "[" * 100_000,
+        '{"id": {}, "name": [], "pid": "x"}',
+        "\x00",
+        "9" * 5000,
+    ],
+)
+def test_a_damaged_note_is_no_record(tmp_path: Path, note: str) -> None:
+    tenant = create(tmp_path, "t")
+    (tenant.folder / "tenant.json").write_text(note)
+
+    assert tenants.read_record(tenant.folder) is None
+    os.close(tenant.alive_fd)
+
+
+@pytest.mark.parametrize("changed", [{"id": "other-000001"}, {"name": "a/b"}, {"pid": None}, {"command": 3}])
+def test_a_note_that_is_wrong_in_one_field_is_no_record(tmp_path: Path, changed: dict[str, object]) -> None:
+    tenant = create(tmp_path, "t")
+    note = tenants.read_note(tenant.folder)
+    assert tenants.record_of(note, tenant.id) is not None
+
+    assert tenants.record_of(note | changed, tenant.id) is None
+    os.close(tenant.alive_fd)
+
+
+def test_a_note_is_not_reached_through_a_link_or_a_fifo(tmp_path: Path) -> None:
+    tenant = create(tmp_path, "t")
+    note = tenant.folder / "tenant.json"
+    note.rename(tenant.folder / "there")
+    note.symlink_to("there")
+    linked = tenants.read_note(tenant.folder)
+    note.unlink()
+    os.mkfifo(note)
+
+    assert (linked, tenants.read_note(tenant.folder)) == ({}, {})
+    os.close(tenant.alive_fd)
+
+
+def test_a_served_root_is_swept_by_its_daemon_alone(tmp_path: Path) -> None:
+    tenant = create(tmp_path, "t")
+    os.close(tenant.alive_fd)
+    with open(tmp_path / tenants.DAEMON_LOCK, "w") as daemon:
+        fcntl.flock(daemon, fcntl.LOCK_EX)
+        served = [pages.id for pages in tenants.list_pages(tmp_path)]
+
+    assert (served, tenants.list_pages(tmp_path)) == ([tenant.id], ())
+
+
+@pytest.mark.parametrize(
+    "identity", ["web", "web-12345", "web-1234567", "web-00000G", "-000001", "a/b-000001", "\n-000001"]
+)
+def test_what_is_no_id(identity: str) -> None:
+    with pytest.raises(HamirtError):
+        tenants.name_in(identity)
+
+
+def test_an_id_is_made_of_a_name() -> None:
+    assert tenants.name_in(tenants.make_identity("a-b.c")) == "a-b.c"
