@@ -124,14 +124,10 @@ class Program:
 
     def _begin(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
-        assert self._answer()[0] == 0
+        assert self._answer() == 0
 
     def __call__(self, line: str) -> int:
         """Have it do something; return the driver's answer, 0 or an error."""
-        return self.timed(line)[0]
-
-    def timed(self, line: str) -> tuple[int, float]:
-        """As above, and when the answer was there (time.monotonic)."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -144,10 +140,9 @@ class Program:
         self.process.stdin.flush()
         return self.process.wait(TIMEOUT_SECONDS)
 
-    def _answer(self) -> tuple[int, float]:
+    def _answer(self) -> int:
         assert self.process.stdout is not None
-        code, at = self.process.stdout.readline().split()
-        return int(code), float(at)
+        return int(self.process.stdout.readline())
 
 
 def as_user(uid: int, function: Callable[[], T], groups: Sequence[int] = ()) -> T:

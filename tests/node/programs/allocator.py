@@ -3,12 +3,11 @@
     python allocator.py
 
 Reads lines: `alloc MIB`, `free` (the last one), `pool MIB` (leaves as much unused in the default pool), `quit`. Answers
-each with the result's number and the time.clock_gettime(CLOCK_MONOTONIC) at which the call returned.
+each with the result's number.
 """
 
 import ctypes
 import sys
-import time
 
 MIB = 1 << 20
 RELEASE_THRESHOLD = 4  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
@@ -17,7 +16,7 @@ cuda = ctypes.CDLL("libcuda.so.1")
 
 
 def say(code: int) -> None:
-    print(code, time.clock_gettime(time.CLOCK_MONOTONIC), flush=True)
+    print(code, flush=True)
 
 
 def main() -> None:
