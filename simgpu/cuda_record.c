@@ -110,7 +110,7 @@ void
 hm_context_settle(struct hm_context *ctx)
 {
     hm_state_lock();
-    hm_process_reap_sometimes();
+    hm_process_reap_every(20000000);
     hm_engine_advance(engine_of(ctx), hm_clock_ns());
     resolve(ctx, engine_of(ctx));
     hm_state_unlock();

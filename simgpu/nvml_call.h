@@ -10,6 +10,8 @@
 #include "sim_error.h"
 #include "sim_state.h"
 
+#define HM_NVML_REAP_NS 1000000 /* a sample of all cards asks many times */
+
 enum hm_need { HM_ANYTIME, HM_INITIALIZED };
 
 /* First line of an entry point: a fault on order, then whether NVML is initialized. */

@@ -8,7 +8,7 @@ used_blocks(const struct hm_card *card)
     uint64_t blocks;
 
     hm_state_lock();
-    hm_process_reap();
+    hm_process_reap_every(HM_NVML_REAP_NS);
     blocks = card->blocks_used;
     hm_state_unlock();
     return blocks;
@@ -64,7 +64,7 @@ nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilizatio
     if (utilization == NULL)
         return NVML_ERROR_INVALID_ARGUMENT;
     hm_state_lock();
-    hm_process_reap();
+    hm_process_reap_every(HM_NVML_REAP_NS);
     hm_engine_advance(&card->engine, hm_clock_ns());
     utilization->gpu = card->engine.utilization_percent;
     hm_state_unlock();

@@ -45,7 +45,7 @@ list(struct hm_card *card, struct process processes[HM_SLOTS])
     unsigned int count = 0;
 
     hm_state_lock();
-    hm_process_reap();
+    hm_process_reap_every(HM_NVML_REAP_NS);
     hm_engine_advance(&card->engine, hm_clock_ns());
     for (int slot = 0; slot < HM_SLOTS; slot++) {
         const struct hm_slot *process = &state->slots[slot];

@@ -8,8 +8,6 @@
 #include "sim_card.h"
 #include "sim_clock.h"
 
-#define REAP_EVERY_NS 20000000
-
 static bool
 slot_lock(int slot, int command, struct flock *lock)
 {
@@ -58,12 +56,12 @@ hm_process_reap(void)
 }
 
 void
-hm_process_reap_sometimes(void)
+hm_process_reap_every(int64_t ns)
 {
     static int64_t last_ns;
     int64_t now = hm_clock_real_ns();
 
-    if (now - last_ns < REAP_EVERY_NS)
+    if (now - last_ns < ns)
         return;
     last_ns = now;
     hm_process_reap();

@@ -82,5 +82,5 @@ void hm_process_forget(void);
 
 /* With the lock held: frees what dead processes held. */
 void hm_process_reap(void);
-/* The same, but at most every 20 ms; for paths that are taken often. */
-void hm_process_reap_sometimes(void);
+/* The same, but only so long after this process last did; for paths that are taken often. */
+void hm_process_reap_every(int64_t ns);

@@ -1,6 +1,7 @@
 """The daemon's life: it samples the node, renews leases, buries the dead and answers, each in its own time."""
 
 import asyncio
+import ctypes
 import os
 import resource
 import signal
@@ -25,6 +26,8 @@ from hamirt.model import Health, Node, Supervisor
 
 _BEAT_SECONDS = 0.25  # between two renewals of the leases, which last four times as long
 _REAP_SECONDS = 1.0
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
+_MAPPED_FROM_BYTES = 1 << 18
 _SWITCH_SECONDS = 0.0005  # a sample of many tenants computes for 30 ms beside us: a request does not wait for it
 _COUNTED = ("tenant_created", "tenant_changed", "tenant_removed", "violation", "killed")
 
@@ -37,6 +40,7 @@ def run(root: Path, config_path: Path | None, *, sim: bool) -> None:
     chosen = settings.Settings() if config_path is None else settings.load(config_path)
     admin_gid = group_id(chosen.admin_group)
     _raise_file_limit()
+    _keep_memory_together()
     sys.setswitchinterval(_SWITCH_SECONDS)
     with instance.only_one(root), instance.listening(root) as server:
         asyncio.run(_serve(root, config_path, chosen, admin_gid, server, sim=sim))
@@ -184,6 +188,12 @@ async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         began = time.monotonic()
         await step()
         await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+
+
+def _keep_memory_together() -> None:
+    """Have glibc map large blocks, instead of keeping one in the arena of each thread."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
 
 
 def _raise_file_limit() -> None:

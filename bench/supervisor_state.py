@@ -1,0 +1,81 @@
+"""What of a node's tenants must be the same after a daemon was killed: their pages, their ids, caps and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hamirt.region import ffi
+
+_LIVE_LIMITS = ("lease_ns", "epoch", "measure")
+_LIVE_USAGE = ("trim",)
+_LIVE_FIGURES = frozenset(
+    {"used_bytes", "over_bytes", "over", "allocation_bytes", "pool_bytes", "overhead_bytes", "footprint_bytes"}
+    | {"charged_bytes", "card_bytes", "denials", "throttled_seconds"}
+)
+
+Pages = Mapping[str, bytes]
+"""By file name what a tenant's folder holds, without what changes by itself."""
+
+
+def read_pages(folder: Path, still: bool) -> Pages:
+    """Return a tenant's limits page and record, and with `still`, where nobody allocates, its usage page.
+
+    What can't be read is missing.
+    """
+    files: dict[str, tuple[str, Iterable[str]]] = {
+        "ro/limits": ("struct hm_limits", _LIVE_LIMITS),
+        "tenant.json": ("", ()),
+    }
+    if still:
+        files["rw/usage"] = ("struct hm_usage", _LIVE_USAGE)
+    pages = {}
+    for name, (kind, live) in files.items():
+        with contextlib.suppress(OSError):
+            pages[name] = _masked((folder / name).read_bytes(), kind, live)
+    return pages
+
+
+def shown(node: Mapping[str, Any], identity: str, still: bool) -> Any:
+    """Return what the node says of a tenant, without figures that change unless it is `still`; None: nothing."""
+    for one in node["tenants"]:
+        if one["id"] == identity:
+            return one if still else _without_figures(one)
+    return None
+
+
+def differences(name: str, before: Any, after: Any, place: str = "") -> Iterable[str]:
+    """Yield where two states of a tenant differ."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted(before.keys() | after.keys()):
+            yield from differences(name, before.get(key), after.get(key), f"{place}.{key}".lstrip("."))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from differences(name, one, other, f"{place}[{index}]")
+    elif before != after:
+        yield f"{name}: {place or 'it'} was {_short(before)}, is {_short(after)}"
+
+
+def _masked(page: bytes, kind: str, fields: Iterable[str]) -> bytes:
+    content = bytearray(page)
+    for name in fields:
+        at, size = ffi.offsetof(kind, name), ffi.sizeof(dict(ffi.typeof(kind).fields)[name].type)
+        content[at : at + size] = bytes(size)
+    return bytes(content)
+
+
+def _without_figures(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_figures(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_figures(one) for key, one in value.items() if key not in _LIVE_FIGURES}
+    return value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value)} other bytes"
+    return json.dumps(value)[:80]
