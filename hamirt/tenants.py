@@ -303,12 +303,14 @@ def read_note(folder: Path) -> dict[str, Any]:
     try:
         # O_NONBLOCK and O_NOFOLLOW: the folder's owner could have put a FIFO or a link there
         fd = os.open(folder / "tenant.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return {}
-            note = json.loads(file.read(_MOST_NOTE_BYTES))
+    except OSError:
+        return {}
+    try:
+        note = json.loads(os.read(fd, _MOST_NOTE_BYTES)) if stat.S_ISREG(os.fstat(fd).st_mode) else {}
     except (OSError, ValueError, RecursionError):
         return {}
+    finally:
+        os.close(fd)
     return note if isinstance(note, dict) else {}
 
 

@@ -88,8 +88,12 @@ def _answering(daemon: Daemon) -> Middleware:
             response = web.json_response({"error": str(error)}, status=error.status)
         except web.HTTPRequestEntityTooLarge:
             response = web.json_response({"error": f"a body has {MOST_BODY_BYTES} bytes at most"}, status=413)
+        except web.RequestPayloadError:
+            response = web.json_response({"error": "the body is not what its headers say"}, status=BAD_REQUEST)
+        except ConnectionError:  # the client left, and nobody reads the answer
+            response = web.json_response({"error": "the connection was closed"}, status=BAD_REQUEST)
         except web.HTTPException as error:
-            sentence = f"{request.method} {request.path[:200]}: {error.reason.lower()}"
+            sentence = f"{request.method} {request.path[:200]!r}: {error.reason.lower()}"
             response = web.json_response({"error": sentence}, status=error.status)
         except Exception as error:
             daemon.log.event("request_failed", f"{request.method} failed: {error!r}", path=request.path[:200])

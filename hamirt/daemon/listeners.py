@@ -1,6 +1,7 @@
 """What the daemon listens on: the unix socket for the API, and TCP for Prometheus where the settings want it."""
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -17,11 +18,19 @@ _MOST_CONNECTION_SECONDS = 60.0  # longer than any request takes that is not giv
 _LOOK_SECONDS = 5.0
 
 
+def _runner(app: web.Application) -> web.AppRunner:
+    """Return what answers. Bodies stay as they come, so that their size is known; what is no HTTP is not logged."""
+    silent = logging.getLogger("hamirt.http")
+    silent.propagate = False
+    silent.addHandler(logging.NullHandler())
+    return web.AppRunner(app, access_log=None, logger=silent, auto_decompress=False, shutdown_timeout=_SHUTDOWN_SECONDS)
+
+
 class ApiListener:
     """Serves the API, and closes connections that were left open, so that no user can take all there are."""
 
     def __init__(self, app: web.Application) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        self._runner = _runner(app)
 
     async def start(self, server: socket.socket) -> None:
         """Begin to answer on this listening socket."""
@@ -49,7 +58,7 @@ class MetricsListener:
     """Serves /metrics as the settings say."""
 
     def __init__(self, app: web.Application) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        self._runner = _runner(app)
         self._site: web.TCPSite | None = None
         self._place: tuple[str, str | None, str | None] = ("", None, None)
 

@@ -27,7 +27,7 @@ from hamirt.model import Health, Node, Supervisor
 _BEAT_SECONDS = 0.25  # between two renewals of the leases, which last four times as long
 _REAP_SECONDS = 1.0
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
-_MAPPED_FROM_BYTES = 1 << 18
+_MAPPED_FROM_BYTES = 1 << 16
 _SWITCH_SECONDS = 0.0005  # a sample of many tenants computes for 30 ms beside us: a request does not wait for it
 _COUNTED = ("tenant_created", "tenant_changed", "tenant_removed", "violation", "killed")
 

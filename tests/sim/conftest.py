@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import sys
 import time
@@ -135,10 +136,16 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.001)
 
 
+@pytest.fixture(scope="session")
+def fresh_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: processes are forked off this one, where other tests may have loaded the originals for other cards."""
+    return Path(shutil.copytree(libraries(), tmp_path_factory.mktemp("libraries") / "sim"))
+
+
 @pytest.fixture
-def sim(tmp_path: Path) -> Iterator[Sim]:
+def sim(tmp_path: Path, fresh_libraries: Path) -> Iterator[Sim]:
     """One simulated card with a state of its own."""
-    simulated = Sim(tmp_path / "root", libraries())
+    simulated = Sim(tmp_path / "root", fresh_libraries)
     yield simulated
     for process in simulated.processes:
         process.kill()
