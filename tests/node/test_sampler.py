@@ -54,6 +54,12 @@ def on_card(node: Node, sampler: Sampler) -> tuple[dict[int, CardProcess], dict[
     return processes, {tenant.name: tenant.cards[0] for tenant in seen.tenants}
 
 
+def settled(node: Node, sampler: Sampler, name: str) -> TenantCard:
+    """Return a tenant on the first card, once its context was measured."""
+    wait_for(lambda: on_card(node, sampler)[1][name].overhead_bytes == CONTEXT, "the context's measurement")
+    return on_card(node, sampler)[1][name]
+
+
 def test_registered_unshimmed_and_foreign_are_told_apart(node: Node, line_of: Any, sampler: Sampler) -> None:
     good = take(node, line_of, "good", 1000)
     bare = take(node, line_of, "bad", 4096, *BARE)
@@ -112,7 +118,7 @@ def test_a_process_whose_first_thread_has_ended_is_still_what_it_was(
 
 def test_a_page_that_names_its_neighbours_changes_nothing_for_them(node: Node, line_of: Any, sampler: Sampler) -> None:
     good = take(node, line_of, "good", 1000)
-    before = on_card(node, sampler)[1]["good"]
+    before = settled(node, sampler, "good")
     (folder,) = node.folders()
 
     # a tenant writes the neighbour's pid and huge numbers into slots of its own page
@@ -130,7 +136,7 @@ def test_a_page_that_names_its_neighbours_changes_nothing_for_them(node: Node, l
 
 def test_a_page_that_is_no_page_is_named(node: Node, line_of: Any, sampler: Sampler) -> None:
     take(node, line_of, "good", 1000)
-    before = on_card(node, sampler)[1]["good"]
+    before = settled(node, sampler, "good")
     bad = node.start("--name", "bad", "--gpu", "0", "--mem", "8GiB", "--", "sh", "-c",
                      ': > "$HAMIRT_TENANT_DIR/rw/usage"; echo done; read line')  # fmt: skip
     assert line_of(bad) == "done"
