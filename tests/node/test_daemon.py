@@ -15,6 +15,7 @@ from hamirt import __version__, client, wire
 from hamirt._region import ffi
 from hamirt.client import Reach
 from hamirt.model import LatencyClass, Tenant
+from hamirt.units import MIB
 from tests.node.conftest import HAMIRT, Node
 from tests.node.daemons import UUIDS, Daemon, Program, wish
 from tests.support import need, wait_for
@@ -25,7 +26,7 @@ def without_lease(daemon: Daemon) -> dict[str, bytes]:
     paths = sorted((daemon.root / "tenants").glob("*/ro/limits"))
     pages = {str(path): path.read_bytes() for path in paths}
     at = ffi.offsetof("struct hm_limits", "lease_ns")
-    return {path: page[:at] + page[at + 8 :] for path, page in pages.items()}
+    return {path: page[:at] + page[at + 12 :] for path, page in pages.items()}  # nor with what asks for a look at NVML
 
 
 def seen(daemon: Daemon) -> tuple[Tenant, ...]:
@@ -101,6 +102,7 @@ def test_what_it_knows_outlives_it(daemon: Daemon) -> None:
     assert daemon.node.hamirt("set", "a", "--mem", "9GiB", "--class", "latency").returncode == 0
     pages, ids = without_lease(daemon), daemon.ids()
     wait_for(lambda: seen(daemon)[0].cards[0].latency_class is LatencyClass.LATENCY, "the next sample")
+    wait_for(lambda: {one.cards[0].overhead_bytes for one in seen(daemon)} == {520 * MIB}, "the contexts' measurement")
     before = seen(daemon)
 
     daemon.end(signal.SIGKILL)

@@ -14,6 +14,7 @@ import pytest
 from abi import entries
 from tests.shim.conftest import MIB, PROGRAMS, Build, Native, Node
 from tests.shim.programs.passed_arguments import arguments
+from tests.shim.steps import tenant_of
 
 STUBS = PROGRAMS / "passed_stubs.txt"
 # What the simulated driver refuses, and what a card answers too where there is but one.
@@ -86,7 +87,7 @@ def test_what_it_implements_was_called_as_a_program_would(calls: dict[str, Call]
 
 
 def test_inside_a_tenant_they_answer_the_same(program: Path, node: Node, calls: dict[str, Call]) -> None:
-    inside = parse(node.run([program], node.tenant(mem=8192 * MIB)).stdout)
+    inside = parse(node.run([program], tenant_of(node, 8192 * MIB)).stdout)
 
     assert {name: call.code for name, call in inside.items()} == {name: call.code for name, call in calls.items()}
     assert {name for name, call in inside.items() if call.taken_bytes != 0} == {CONTROL}
