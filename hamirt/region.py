@@ -30,7 +30,6 @@ DEVICES: int = lib.HM_DEVICES
 SLOTS: int = lib.HM_SLOTS
 NAME_BYTES: int = lib.HM_TENANT_BYTES - 1
 RESERVE_BYTES: int = lib.HM_RESERVE_BYTES
-BLOCK_BYTES: int = lib.HM_BLOCK_BYTES
 CONTEXT_BYTES: int = lib.HM_CONTEXT_BYTES
 
 _CLASSES = (LatencyClass.NORMAL, LatencyClass.LATENCY, LatencyClass.BATCH)  # in the order of region.h's enum hm_class

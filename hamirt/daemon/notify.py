@@ -13,10 +13,3 @@ def notify(state: str, env: Mapping[str, str] = os.environ) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as channel, suppress(OSError):
         channel.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-
-
-def watchdog_seconds(env: Mapping[str, str] = os.environ) -> float | None:
-    """Return how often at least systemd wants to hear of us, None if it does not."""
-    microseconds = env.get("WATCHDOG_USEC", "")
-    ours = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    return int(microseconds) / 1e6 if microseconds.isdigit() and int(microseconds) and ours else None

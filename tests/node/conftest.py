@@ -90,6 +90,19 @@ def node(tmp_path: Path) -> Iterator[Node]:
                 stream.close()
 
 
+@pytest.fixture
+def seen_from_here(node: Node, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """The node, for a test that looks at its cards from this process.
+
+    All such tests share the cards' state, since a process looks at the first that it was told of.
+    """
+    node.env[config.SIM_STATE_VARIABLE] = str(tmp_path_factory.getbasetemp() / "cards")
+    for name in ("HAMIRT_SIM", config.SIM_STATE_VARIABLE):
+        monkeypatch.setenv(name, node.env[name])
+    config.make_root(node.root)
+    return node
+
+
 def kill_tree(pid: int) -> None:
     """Kill a process and all below it, so that nobody holds its output open."""
     process = psutil.Process(pid)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hamirt import config, members, tenants
+from hamirt import members, tenants
 from hamirt.daemon.enforce import Event, carry_out, end
 from hamirt.daemon.policy import Kill, Kind, State, judge
 from hamirt.daemon.sampler import Sampler
@@ -55,18 +55,8 @@ class Watch:
 
 
 @pytest.fixture
-def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state of the simulated cards: one for all tests, since a process looks at the first that it was told of."""
-    return tmp_path_factory.getbasetemp() / "cards"
-
-
-@pytest.fixture
-def watch(node: Node, cards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    node.env[config.SIM_STATE_VARIABLE] = str(cards)
-    for name in ("HAMIRT_SIM", config.SIM_STATE_VARIABLE):
-        monkeypatch.setenv(name, node.env[name])
-    config.make_root(node.root)
-    made = Watch(node, Rules("kill"))
+def watch(seen_from_here: Node) -> Iterator[Watch]:
+    made = Watch(seen_from_here, Rules("kill"))
     yield made
     made.sampler.close()
 

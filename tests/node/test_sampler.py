@@ -30,19 +30,9 @@ def take(node: Node, line_of: Any, name: str, mib: int, *prefix: str) -> int:
 
 
 @pytest.fixture
-def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state of the simulated cards: one for all tests, since a process looks at the first that it was told of."""
-    return tmp_path_factory.getbasetemp() / "cards"
-
-
-@pytest.fixture
-def sampler(node: Node, cards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sampler]:
+def sampler(seen_from_here: Node) -> Iterator[Sampler]:
     """A sampler of that node."""
-    node.env[config.SIM_STATE_VARIABLE] = str(cards)
-    for name in ("HAMIRT_SIM", config.SIM_STATE_VARIABLE):
-        monkeypatch.setenv(name, node.env[name])
-    config.make_root(node.root)
-    with Sampler(True, node.root) as made:
+    with Sampler(True, seen_from_here.root) as made:
         yield made
 
 
