@@ -29,7 +29,7 @@ demo: build  ## Two tenants share one GPU, simulated where there is none
 test: export HAMIRT_WERROR = 1
 test: build  ## Lint, then all tests that need no GPU
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q -m realtime tests
+	$(BIN)/python -m pytest -q -m realtime tests/sim tests  # what measures time comes before what takes all cores
 	$(PYTEST) -m "not gpu and not realtime" tests
 
 lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
