@@ -9,7 +9,7 @@
 
 #define HM_LIMITS_MAGIC 0x31746d696c6d6168 /* "hamlimt1" */
 #define HM_USAGE_MAGIC 0x3165676173756d68  /* "hmusage1" */
-#define HM_VERSION 2                       /* of both pages; another version is refused */
+#define HM_VERSION 3                       /* of both pages; another version is refused */
 #define HM_DEVICES 16                      /* devices of one tenant */
 #define HM_SLOTS 512                       /* living processes of one tenant that use CUDA */
 #define HM_UUID_BYTES 48                   /* "GPU-" and 36 characters, zero padded */
@@ -45,9 +45,43 @@ enum hm_on_error { HM_DENY, HM_ALLOW };
 /* Whose work on the card comes first. */
 enum hm_class { HM_NORMAL, HM_LATENCY, HM_BATCH };
 
+/* The low two bits of hm_gate.word; the rest is the number of the slot. */
+enum hm_gate_state {
+    HM_GATE_CLOSED, /* launches wait */
+    HM_GATE_WINDOWED, /* launches pass, at most hm_gate.window_ns of predicted GPU time ahead of the card */
+    HM_GATE_FREE, /* launches pass, unmetered */
+};
+#define HM_GATE_STATES 3 /* the mask */
+#define HM_GATE_SLOT 4   /* one slot on */
+
+/* Buckets of hm_usage_device.waits: bucket i counts waits under 2^i us, the last all that are longer. */
+#define HM_WAITS 24
+
 /* Bytes of the usage file that carry OFD locks (they lie beyond its data): the ledger's, then one for each slot. */
 #define HM_LOCK_LEDGER 1073741824
 #define HM_LOCK_SLOTS 1073741825
+
+/*
+ * One tenant's gate to one device, with what its arbiter has to remember, so that the next one can go on. One writer: the
+ * arbiter, which is the supervisor (in the limits page) or, without one, a process of the tenant (in the usage page).
+ */
+struct hm_gate {
+    uint32_t word;      /* futex: slot number * HM_GATE_SLOT | enum hm_gate_state */
+    uint32_t window_ns; /* predicted GPU time that each process may have in flight while windowed */
+    uint64_t charged_ns; /* GPU time possessed while metered, ever */
+    uint64_t
+        charged_until_ns; /* CLOCK_MONOTONIC up to which the present slot was charged; 0: nothing is outstanding */
+    int64_t credit_ns;    /* of a capped tenant: GPU time it may still take; below 0 is debt */
+    uint64_t credited_ns; /* CLOCK_MONOTONIC up to which credit was given */
+    int64_t virtual_ns; /* weighted fair queueing: charged / weight, from where it last joined in */
+    uint64_t free_ns;   /* time with the gate free, ever: GPU time was not metered then */
+    uint32_t slots;     /* handed out, ever */
+    uint32_t misses;    /* slots whose work did not end in time, ever */
+    uint32_t unpreemptible; /* 1: so many of them of late that its neighbours suffer */
+    uint32_t
+        leader; /* of the usage page: 1 + index of the slot whose process arbitrates, 0: none */
+    uint64_t lease_ns; /* of the usage page: CLOCK_MONOTONIC until which the leader is one */
+};
 
 struct hm_limit {
     char uuid[HM_UUID_BYTES]; /* as NVML prints it */
@@ -59,6 +93,7 @@ struct hm_limit {
     uint32_t weight;        /* share of what is contended, relative to other tenants' */
     uint32_t latency_class; /* enum hm_class */
     uint32_t unused;
+    struct hm_gate gate; /* the supervisor's */
 };
 
 /* ro/limits. One writer: the supervisor, or without one `hamirt run` before the program starts. */
@@ -100,8 +135,16 @@ struct hm_use {
     uint64_t kind_bytes[HM_KINDS]; /* used by kind; the owner */
     uint64_t denials;              /* requests refused; the owner */
     uint64_t throttled_ns;         /* how long launches were held back; the owner */
-    uint32_t contexts;             /* living contexts; the owner */
-    uint32_t unused;
+    uint64_t launches;             /* that passed the gate while it was not free; the owner */
+    uint64_t bus_bytes;            /* copied over the bus, both ways; the owner */
+    uint64_t busy_since_ns;        /* when the first launch after a pause was made; the owner */
+    uint64_t idle_since_ns;        /* when the last work had ended; the owner */
+    uint32_t busy;    /* 1: work is outstanding, or ended a moment ago; the owner, while windowed */
+    uint32_t entered; /* the number of the last slot it launched in; the owner */
+    uint32_t drained; /* the number of the last slot all of whose work has ended; the owner */
+    uint32_t waiting; /* threads that wait for the gate to open; the owner */
+    uint32_t collectives; /* launched, ever; the owner */
+    uint32_t contexts;    /* living contexts; the owner */
 };
 
 /* One process. It lives while its owner holds the OFD lock on byte HM_LOCK_SLOTS + index. */
@@ -118,6 +161,11 @@ struct hm_usage_device {
     uint64_t context_bytes; /* the last context measured here; 0: none */
     uint32_t estimated; /* 1: NVML does not show our processes, so overhead is what was predicted */
     uint32_t near;      /* enum hm_near: when a grant has to ask NVML first */
+    uint32_t
+        ganged; /* 1: its processes wait for each other on the card, so that all its devices go together */
+    uint32_t unused;
+    uint64_t waits[HM_WAITS]; /* waits for the gate by length, ever; any process adds */
+    struct hm_gate gate;      /* without a supervisor */
 };
 
 /* rw/usage. One writer: the tenant's shims. */
@@ -128,6 +176,8 @@ struct hm_usage {
     uint32_t high_slot; /* no slot at or above this index was ever taken */
     uint32_t
         trim; /* futex word, raised when a process needs what the pools of the others hold unused */
+    uint32_t bell; /* futex word, raised when the arbiter has something to look at */
+    uint32_t unused;
     struct hm_usage_device device[HM_DEVICES];
     struct hm_slot slot[HM_SLOTS];
 };
