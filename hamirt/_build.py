@@ -51,7 +51,7 @@ REGION_SOURCE = """
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
-#include "region.h"
+#include "_arbitrate.h"
 
 static int
 hm_lock_held(int fd, int64_t byte)
@@ -66,6 +66,8 @@ hm_lock_held(int fd, int64_t byte)
 REGION_FUNCTIONS = """
 int hm_lock_held(int fd, int64_t byte); /* 1, 0 or -errno */
 """
+ARBITER = (SHIM / "arbiter.c", SHIM / "futex.c", TOP / "hamirt" / "_arbitrate.c")
+ARBITER_HEADERS = (SHIM / "arbiter.h", TOP / "hamirt" / "_arbitrate.h")
 
 
 class BuildError(Exception):
@@ -92,8 +94,9 @@ def header_dir() -> Path:
 
 
 def cdef_text() -> str:
-    """Return shim/region.h without the preprocessor lines that cffi's cdef refuses."""
-    lines = (SHIM / "region.h").read_text().splitlines()
+    """Return shim/region.h and the arbiter's headers without the preprocessor lines that cffi's cdef refuses."""
+    headers = (SHIM / "region.h", *ARBITER_HEADERS)
+    lines = [line for header in headers for line in header.read_text().splitlines()]
     return "\n".join(line for line in lines if not line.startswith(("#pragma", "#include")))
 
 
@@ -127,7 +130,7 @@ def _build_each(steps: Sequence[Callable[[Path], None]], package: Path) -> None:
 def _build_region(package: Path) -> None:
     out = package / REGION
     flags = ["-O2", "-fPIC", "-shared", "-DPy_LIMITED_API=0x030a0000"]
-    if _is_fresh(out, [SHIM / "region.h"], flags):
+    if _is_fresh(out, [SHIM / "region.h", SHIM / "futex.h", *ARBITER, *ARBITER_HEADERS], flags):
         return
     import cffi
 
@@ -139,7 +142,8 @@ def _build_region(package: Path) -> None:
     ffi.set_source("hamirt._region", REGION_SOURCE, py_limited_api=True)
     source = _scratch_dir() / "_region.c"
     ffi.emit_c_code(str(source))
-    _compile(out, [source], flags, [f"-I{include}", f"-I{SHIM}"], [])
+    flags += ["-std=gnu11", "-D_GNU_SOURCE"]
+    _compile(out, [source, *ARBITER], flags, [f"-I{include}", f"-I{SHIM}", f"-I{TOP / 'hamirt'}"], ["-lpthread"])
 
 
 def _build_shim(package: Path) -> None:

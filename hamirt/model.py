@@ -122,6 +122,12 @@ class Use:
     throttled_ns: int = 0
     ahead_bytes: int = 0
     """Part of the overhead that is reserved and was not yet seen on the card."""
+    bus_bytes: int = 0
+    """Copied over the bus, both ways."""
+    busy: bool = False
+    """Work of it that is metered is outstanding, or ended a moment ago."""
+    waiting: int = 0
+    """Threads that wait for the gate to open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +141,45 @@ class Slot:
     uses: tuple[Use, ...]
 
 
+class GateState(Enum):
+    """What a tenant's launches on a card meet."""
+
+    CLOSED = "closed"
+    """They wait."""
+    WINDOWED = "windowed"
+    """They pass, metered, with little work ahead of the card."""
+    FREE = "free"
+    """They pass, unmetered: nobody else wants the card, and there is no cap on GPU time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What its arbiter writes of a tenant's gate to one card; times and counts are ever. Nothing, to begin with."""
+
+    state: GateState = GateState.CLOSED
+    charged_ns: int = 0
+    """GPU time that the tenant had, as far as it was metered."""
+    free_ns: int = 0
+    """Time with the gate free; the present stretch is added when it ends."""
+    slots: int = 0
+    misses: int = 0
+    """Slots whose work did not end in time."""
+    unpreemptible: bool = False
+    lease_ns: int | None = None
+    """CLOCK_MONOTONIC until which the arbiter answers for it; None: nobody does."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
     """What the usage page says of a device for the whole tenant."""
 
     estimated: bool
     context_bytes: int | None
+    gate: Gate = Gate()
+    """That of a process of the tenant's own, which arbitrates where no supervisor does."""
+    waits: tuple[int, ...] = ()
+    """Waits for the gate by length, ever: the first are under 1 us, the next under 2, 4, ..., the last are longer."""
+    ganged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +200,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
-    """How far a tenant's memory cap holds, and why not further."""
+    """How far a tenant's cap holds, and why not further, or what else there is to say of it."""
 
     level: Level
     reason: str | None
@@ -206,6 +245,40 @@ class ProcessView:
     card_bytes: int | None
 
 
+class ShareSource(Enum):
+    """How it is known which share of GPU time a tenant had."""
+
+    METERED = "metered"
+    """By its gate."""
+    SAMPLED = "sampled"
+    """At least in part by the card's utilization, of a tenant that had it to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """What was seen of a tenant's GPU time on a card. Sums and counts are ever."""
+
+    gate: GateState
+    charged_seconds: float = 0.0
+    """GPU time that it had, as far as it was metered."""
+    free_seconds: float = 0.0
+    """Time with its gate free; the present stretch is added when it ends."""
+    slots: int = 0
+    misses: int = 0
+    """Slots whose work did not end in time."""
+    unpreemptible: bool = False
+    """So many of them of late that its neighbours suffer."""
+    ganged: bool = False
+    """Its processes wait for each other on the card, so that it gets all its cards together."""
+    waiting: int = 0
+    """Threads that wait for the gate to open now."""
+    waits: tuple[int, ...] = ()
+    """Waits for the gate by length, as in DeviceUsage."""
+    wait_p50_seconds: float | None = None
+    wait_p99_seconds: float | None = None
+    """So long did 50, 99 of 100 waits take at most, of the last minute or, if nobody looked a minute ago, of all."""
+
+
 @dataclass(frozen=True, slots=True)
 class TenantCard:
     """A tenant on one of its cards. `index` is None where NVML does not show the card."""
@@ -226,15 +299,20 @@ class TenantCard:
     weight: int = DEFAULT_WEIGHT
     latency_class: LatencyClass = LatencyClass.NORMAL
     busy_ratio: float | None = None
-    """Share of GPU time; None where nobody meters it."""
+    """Share of GPU time between the last two looks; None where it is not known."""
+    busy_source: ShareSource | None = None
     throttled_seconds: float = 0.0
-    """How long its living processes' launches were held back."""
+    """How long its processes' launches were held back."""
+    bus_bytes: int = 0
+    """Copied over the bus by its processes, both ways."""
     unshimmed: tuple[CardProcess, ...] = ()
     """Its processes on the card that the shim is not in."""
     ahead_bytes: int = 0
     """Part of the overhead that is reserved and was not yet seen on the card."""
     time_enforcement: Enforcement | None = None
-    """How far its cap on GPU time holds; None where it has none."""
+    """How far what was asked for of GPU time holds: a cap, a weight or a class; None where nothing was."""
+    metering: Metering | None = None
+    """None where its pages can't be read."""
 
     @property
     def used_bytes(self) -> int:

@@ -35,7 +35,8 @@ def plan_limits(
         if cap is not None:
             check_cap(cap, card, context_bytes, predicted_context_bytes, reserve_bytes)
         cap_bytes = None if cap is None else cap.resolve(card.total_bytes)
-        limits.append(Limit(card.uuid, cap_bytes, card.total_bytes, context_bytes, time_percent, weight, latency_class))
+        percent = time_cap(time_percent)
+        limits.append(Limit(card.uuid, cap_bytes, card.total_bytes, context_bytes, percent, weight, latency_class))
     return Limits("", allow_on_error, len(driver.cards), tuple(limits))
 
 
@@ -99,6 +100,11 @@ def resolve_caps(mem: str | None, cards: Sequence[Card]) -> dict[str, Cap]:
                 f"add {card.index}=SIZE, or choose the cards with --gpu"
             )
     return caps
+
+
+def time_cap(percent: int | None) -> int | None:
+    """Return the cap on GPU time that this is: all of it is no cap."""
+    return None if percent == 100 else percent
 
 
 def check_cap(cap: Cap, card: Card, context_bytes: int | None, predicted_bytes: int, reserve_bytes: int) -> None:

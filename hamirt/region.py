@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hamirt.errors import HamirtError
-from hamirt.model import DeviceUsage, KindBytes, LatencyClass, Limit, Limits, Slot, Usage, Use
+from hamirt.model import DeviceUsage, Gate, GateState, KindBytes, LatencyClass, Limit, Limits, Slot, Usage, Use
 
 try:
     from hamirt._region import ffi as ffi
@@ -33,9 +33,10 @@ RESERVE_BYTES: int = lib.HM_RESERVE_BYTES
 CONTEXT_BYTES: int = lib.HM_CONTEXT_BYTES
 
 _CLASSES = (LatencyClass.NORMAL, LatencyClass.LATENCY, LatencyClass.BATCH)  # in the order of region.h's enum hm_class
+_GATE_STATES = (GateState.CLOSED, GateState.WINDOWED, GateState.FREE)  # of its enum hm_gate_state
 _TORN_READS = 3  # a page that is being written may contradict itself for an instant
 _MOST_BYTES = 1 << 48  # more than any card has, and than any count can honestly be
-_MOST_NS = 1 << 62
+_MOST_EVER = 1 << 62  # of nanoseconds, and of what is counted in bytes over months
 _FIRST_SLOTS = 8  # read together with the head; seldom is there a slot beyond
 
 
@@ -51,17 +52,25 @@ def _fields(name: str, *fields: str) -> struct.Struct:
 
 
 _HEAD = _fields("struct hm_usage", "magic", "version", "size", "high_slot")
-_DEVICE = _fields("struct hm_usage_device", "context_bytes", "estimated")
+_DEVICE = _fields("struct hm_usage_device", "context_bytes", "estimated", "ganged", "waits")
+_GATE = _fields("struct hm_gate", "word", "charged_ns", "free_ns", "slots", "misses", "unpreemptible")
+_GATE_LEASE = _fields("struct hm_gate", "lease_ns")
 _SLOT = _fields("struct hm_slot", "taken", "pid", "pid_ns", "command")
 _USE = _fields(
-    "struct hm_use", "grant", "overhead_bytes", "ahead_bytes", "kind_bytes", "denials", "throttled_ns", "contexts"
-)
+    "struct hm_use", "grant", "overhead_bytes", "ahead_bytes", "kind_bytes", "denials", "throttled_ns", "bus_bytes",
+    "busy", "waiting", "contexts",
+)  # fmt: skip
 _DEVICES_AT: int = ffi.offsetof("struct hm_usage", "device")
 _DEVICE_BYTES: int = ffi.sizeof("struct hm_usage_device")
+_DEVICE_GATE_AT: int = ffi.offsetof("struct hm_usage_device", "gate")
 _SLOTS_AT: int = ffi.offsetof("struct hm_usage", "slot")
 _SLOT_BYTES: int = ffi.sizeof("struct hm_slot")
 _USES_AT: int = ffi.offsetof("struct hm_slot", "use")
 _USE_BYTES: int = ffi.sizeof("struct hm_use")
+_LEASE = _fields("struct hm_limits", "lease_ns")
+_LIMITS_AT: int = ffi.offsetof("struct hm_limits", "device")
+_LIMIT_BYTES: int = ffi.sizeof("struct hm_limit")
+_LIMIT_GATE_AT: int = ffi.offsetof("struct hm_limit", "gate")
 _UNUSED = bytes(_USE_BYTES)
 _NOTHING = Use(0, 0, 0, KindBytes(0, 0, 0, 0, 0, 0, 0), 0, 0)
 
@@ -78,8 +87,11 @@ def read_limits(path: Path, fd: int | None = None) -> Limits:
     _check_head(path, (page.magic, page.version, page.size), lib.HM_LIMITS_MAGIC, LIMITS_BYTES)
     if page.device_count > DEVICES or page.on_error not in (lib.HM_DENY, lib.HM_ALLOW):
         raise _damaged(path, "a count or a choice is out of its range")
-    if any(entry.latency_class >= len(_CLASSES) for entry in page.device[0 : page.device_count]):
-        raise _damaged(path, "a class is none that hamirt knows")
+    for entry in page.device[0 : page.device_count]:
+        if entry.latency_class >= len(_CLASSES):
+            raise _damaged(path, "a class is none that hamirt knows")
+        if entry.time_percent > 100 or entry.weight == 0:
+            raise _damaged(path, "a share of GPU time is out of its range")
     return Limits(
         tenant=_text(page.tenant),
         allow_on_error=page.on_error == lib.HM_ALLOW,
@@ -90,7 +102,7 @@ def read_limits(path: Path, fd: int | None = None) -> Limits:
                 memory_bytes=entry.memory_bytes or None,
                 card_bytes=entry.card_bytes,
                 context_bytes=entry.context_bytes or None,
-                time_percent=entry.time_percent or None,
+                time_percent=entry.time_percent if 0 < entry.time_percent < 100 else None,
                 weight=entry.weight,
                 latency_class=_CLASSES[entry.latency_class],
             )
@@ -99,6 +111,18 @@ def read_limits(path: Path, fd: int | None = None) -> Limits:
         epoch=page.epoch,
         lease_ns=page.lease_ns or None,
     )
+
+
+def read_gates(path: Path, device_count: int, fd: int | None = None) -> tuple[Gate, ...]:
+    """Read the supervisor's gates in a limits page, with its lease, as they are now.
+
+    Raises HamirtError for a page that is missing or damaged.
+    """
+    with open_page(path, "limits") if fd is None else nullcontext(fd) as opened:
+        page = _read(opened, path, LIMITS_BYTES, _LIMITS_AT + device_count * _LIMIT_BYTES, 0)
+    (lease_ns,) = _LEASE.unpack_from(page)
+    starts = (_LIMITS_AT + at * _LIMIT_BYTES + _LIMIT_GATE_AT for at in range(device_count))
+    return tuple(_gate(path, page, start, lease_ns) for start in starts)
 
 
 def read_usage(path: Path, device_count: int, fd: int | None = None) -> Usage:
@@ -134,12 +158,26 @@ def _usage(path: Path, fd: int, device_count: int) -> Usage:
         raise _damaged(path, f"it counts {count} slots of {SLOTS}")
     if count > _FIRST_SLOTS:
         page += _read(fd, path, USAGE_BYTES, (count - _FIRST_SLOTS) * _SLOT_BYTES, len(page))
-    devices = (_DEVICE.unpack_from(page, _DEVICES_AT + at * _DEVICE_BYTES) for at in range(device_count))
+    (lease_ns,) = _GATE_LEASE.unpack_from(page, _DEVICES_AT + _DEVICE_GATE_AT)  # the first device's is for all
+    devices = (_device(path, page, _DEVICES_AT + at * _DEVICE_BYTES, lease_ns) for at in range(device_count))
     slots = (_slot(path, page, index, device_count, fd) for index in range(count))
-    return Usage(
-        devices=tuple(DeviceUsage(bool(estimated), _count(path, size) or None) for size, estimated in devices),
-        slots=tuple(slot for slot in slots if slot is not None),
-    )
+    return Usage(tuple(devices), tuple(slot for slot in slots if slot is not None))
+
+
+def _device(path: Path, page: bytes, start: int, lease_ns: int) -> DeviceUsage:
+    context_bytes, estimated, ganged, *waits = _DEVICE.unpack_from(page, start)
+    _count(path, max(context_bytes, *waits))
+    gate = _gate(path, page, start + _DEVICE_GATE_AT, lease_ns)
+    return DeviceUsage(bool(estimated), context_bytes or None, gate, tuple(waits), bool(ganged))
+
+
+def _gate(path: Path, page: bytes, start: int, lease_ns: int) -> Gate:
+    word, charged_ns, free_ns, slots, misses, unpreemptible = _GATE.unpack_from(page, start)
+    state = word & lib.HM_GATE_STATES
+    if state >= len(_GATE_STATES):
+        raise _damaged(path, "a gate is in no state that hamirt knows")
+    _count(path, max(charged_ns, free_ns), _MOST_EVER)
+    return Gate(_GATE_STATES[state], charged_ns, free_ns, slots, misses, bool(unpreemptible), lease_ns or None)
 
 
 def _slot(path: Path, page: bytes, index: int, device_count: int, fd: int) -> Slot | None:
@@ -156,12 +194,13 @@ def _slot(path: Path, page: bytes, index: int, device_count: int, fd: int) -> Sl
 def _use(path: Path, page: bytes, start: int) -> Use:
     if page[start : start + _USE_BYTES] == _UNUSED:
         return _NOTHING
-    grant, overhead_bytes, ahead_bytes, *kinds, denials, throttled_ns, contexts = _USE.unpack_from(page, start)
+    grant, overhead_bytes, ahead_bytes, *counts = _USE.unpack_from(page, start)
+    *kinds, denials, throttled_ns, bus_bytes, busy, waiting, contexts = counts
     granted, used = grant >> 32, grant & 0xFFFFFFFF
     if used > granted:
         raise _damaged(path, "a process uses more than it was granted")
     _count(path, max(overhead_bytes, ahead_bytes, denials, *kinds))
-    _count(path, throttled_ns, _MOST_NS)
+    _count(path, max(throttled_ns, bus_bytes), _MOST_EVER)
     return Use(
         granted_bytes=granted * lib.HM_UNIT_BYTES,
         used_bytes=used * lib.HM_UNIT_BYTES,
@@ -171,6 +210,9 @@ def _use(path: Path, page: bytes, start: int) -> Use:
         denials=denials,
         contexts=contexts,
         throttled_ns=throttled_ns,
+        bus_bytes=bus_bytes,
+        busy=bool(busy),
+        waiting=waiting,
     )
 
 

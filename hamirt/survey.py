@@ -1,14 +1,16 @@
 """What is shown of a node, put together from NVML, the tenants' pages and who is who. Decides, and touches nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from hamirt import metering
 from hamirt.model import (
     Card,
     CardProcess,
     Driver,
     Enforcement,
+    Gate,
     Level,
     Limit,
     Node,
@@ -25,8 +27,6 @@ from hamirt.units import format_mib
 if TYPE_CHECKING:  # a person who asks the supervisor needs nothing of it
     from hamirt.members import Verdict
 
-TIME_IS_NOT_CAPPED = "GPU time is not capped yet"
-
 
 class Claim(NamedTuple):
     """A slot's word for the process that holds it."""
@@ -42,12 +42,21 @@ class Totals:
 
     denials: int
     throttled_ns: int
+    bus_bytes: int
 
 
 Pids = Mapping[Claim, int]
 """The pids here of claims that proved true; the others are missing."""
 TotalsOf = Mapping[tuple[str, int], Totals]
 """By tenant and position among its devices; where one is missing, the living slots are summed up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """The supervisor's gates by tenant, as they were at CLOCK_MONOTONIC `now_ns`; some may be missing."""
+
+    of: Mapping[str, tuple[Gate, ...]]
+    now_ns: int
 
 
 def survey(
@@ -58,9 +67,10 @@ def survey(
     *,
     inside: bool,
     totals: TotalsOf | None = None,
+    gates: Gates | None = None,
 ) -> Node:
     """Return the node as a person is shown it. The processes of `driver` are `judged`."""
-    tenants = tuple(_tenant(tenant, driver, pids, totals or {}) for tenant in pages)
+    tenants = tuple(_tenant(tenant, driver, pids, totals or {}, gates or Gates({}, 0)) for tenant in pages)
     return Node(driver, tenants, inside, problem)
 
 
@@ -109,16 +119,29 @@ def violations(node: Node) -> list[str]:
                 found += [f"{where}: {unshimmed_text(process)}" for process in on.unshimmed]
             if on.over:
                 found.append(f"{where}: over its cap by {format_mib(on.over_bytes)} MiB")
-            enforcement = on.enforcement
-            told = on.unshimmed or enforcement.reason == tenant.problem
-            if on.cap_bytes is not None and enforcement.level is Level.NONE and not told:
-                found.append(f"{where}: its cap is not enforced: {enforcement.reason}")
+            found += [f"{where}: {text}" for text in _unheld(tenant, on)]
     names = {tenant.id: tenant.name for tenant in node.tenants}
     for card in node.driver.cards if node.driver else ():
         for process in intruders(node, card):
             name = names.get(process.tenant or "", process.tenant)
             found.append(f"{name} on GPU {card.index}, which it was not given: {unshimmed_text(process)}")
     return found
+
+
+def _unheld(tenant: Tenant, on: TenantCard) -> Iterator[str]:
+    """Yield what is asked for and does not hold, but for what was told already: a problem, and unshimmed processes."""
+    told = {tenant.problem}
+    for cap, held, what in (
+        (on.cap_bytes, on.enforcement, "its cap"),
+        (on.time_percent, on.time_enforcement, "its cap on GPU time"),
+    ):
+        if cap is None or held is None or held.level is not Level.NONE or on.unshimmed:
+            continue
+        if held.reason not in told:
+            told.add(held.reason)
+            yield f"{what} is not enforced: {held.reason}"
+    if on.metering is not None and on.metering.unpreemptible:
+        yield "unpreemptible: its work goes on when its turn is over"
 
 
 def is_limited(on: TenantCard) -> bool:
@@ -141,7 +164,7 @@ def unshimmed_text(process: CardProcess) -> str:
     return f"process {process.pid}{name} holds {size} without the shim"
 
 
-def _tenant(pages: TenantPages, driver: Driver | None, pids: Pids, totals: TotalsOf) -> Tenant:
+def _tenant(pages: TenantPages, driver: Driver | None, pids: Pids, totals: TotalsOf, gates: Gates) -> Tenant:
     record, limits = pages.record, pages.limits
     simulated = record.simulated if record else False
     shown = driver if driver is not None and driver.simulated == simulated else None
@@ -151,7 +174,7 @@ def _tenant(pages: TenantPages, driver: Driver | None, pids: Pids, totals: Total
         simulated=simulated,
         problem=pages.problem,
         cards=tuple(
-            _tenant_card(pages, position, limit, shown, pids, totals.get((pages.id, position)))
+            _tenant_card(pages, position, limit, shown, pids, totals.get((pages.id, position)), gates)
             for position, limit in enumerate(limits.devices if limits else ())
         ),
         container=record.container if record else None,
@@ -160,7 +183,13 @@ def _tenant(pages: TenantPages, driver: Driver | None, pids: Pids, totals: Total
 
 
 def _tenant_card(
-    pages: TenantPages, position: int, limit: Limit, driver: Driver | None, pids: Pids, totals: Totals | None
+    pages: TenantPages,
+    position: int,
+    limit: Limit,
+    driver: Driver | None,
+    pids: Pids,
+    totals: Totals | None,
+    gates: Gates,
 ) -> TenantCard:
     card = next((card for card in driver.cards if card.uuid == limit.uuid), None) if driver else None
     slots = [slot for slot in (pages.usage.slots if pages.usage else ()) if _is_on(slot.uses[position])]
@@ -170,8 +199,15 @@ def _tenant_card(
     pools = min(sum(use.kinds.pools for use in uses), used)
     unshimmed = tuple(process for process in own if process.standing is Standing.UNSHIMMED)
     if totals is None:
-        totals = Totals(sum(use.denials for use in uses), sum(use.throttled_ns for use in uses))
+        totals = Totals(
+            sum(use.denials for use in uses),
+            sum(use.throttled_ns for use in uses),
+            sum(use.bus_bytes for use in uses),
+        )
     processes = _processes(pages.id, slots, position, own, pids)
+    supervised = gates.of.get(pages.id, ())[position : position + 1] or (metering.NOTHING,)
+    device = pages.usage.devices[position] if pages.usage else None
+    held = metering.enforcement(limit, supervised[0], device, uses, gates.now_ns)
     on = TenantCard(
         index=card.index if card else None,
         uuid=limit.uuid,
@@ -190,11 +226,23 @@ def _tenant_card(
         weight=limit.weight,
         latency_class=limit.latency_class,
         throttled_seconds=totals.throttled_ns / 1e9,
+        bus_bytes=totals.bus_bytes,
         unshimmed=unshimmed,
-        time_enforcement=Enforcement(Level.NONE, TIME_IS_NOT_CAPPED) if limit.time_percent is not None else None,
+        time_enforcement=held and (_why_nothing_holds(pages, unshimmed) or held),
+        metering=metering.meter(limit, supervised[0], device, uses, gates.now_ns) if device else None,
     )
     over = on.over_bytes > 0
     return replace(on, over=over, enforcement=_enforcement(pages, position, limit, own, over=over))
+
+
+def _why_nothing_holds(pages: TenantPages, unshimmed: Sequence[CardProcess]) -> Enforcement | None:
+    """Return why no gate holds the tenant, whoever arbitrates; None if none of that is so."""
+    why = pages.record.unenforced if pages.record else None
+    if why is None and pages.usage is None:
+        why = pages.problem
+    if why is None and unshimmed:
+        why = "; ".join(map(unshimmed_text, unshimmed))
+    return None if why is None else Enforcement(Level.NONE, why)
 
 
 def _is_on(use: Use) -> bool:

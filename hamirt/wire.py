@@ -29,7 +29,7 @@ def node_to_json(node: Node) -> dict[str, Any]:
         "inside_tenant": node.inside,
         "driver": driver.version if driver else None,
         "problem": node.problem,
-        "gpu_time": "not metered",
+        "gpu_time": "metered",
         "cards": _encode(driver.cards) if driver else [],
         "tenants": _encode(node.tenants),
     }

@@ -22,6 +22,7 @@
 #define OVERSUBSCRIBE "CUDA_OVERSUBSCRIBE"
 #define VISIBLE "NVIDIA_VISIBLE_DEVICES"
 #define NAME_BYTES 48
+#define WEIGHT 100 /* of everybody who asks for no other, here and in hamirt/model.py */
 #define NOTES 8
 #define NOTE_BYTES 200
 
@@ -131,26 +132,29 @@ read_setting(struct setting *setting, const char *name, bool (*parse)(const char
     return true;
 }
 
-/* The variables that say how GPU time is shared: checked, but nothing shares it yet. */
+/* How GPU time is shared: the caps by device, and whose work comes first. */
+struct sharing {
+    struct setting percent;
+    enum hm_class latency_class;
+    bool disabled;
+};
+
 static bool
-read_time(bool *set, char *error, size_t error_size)
+read_sharing(struct sharing *sharing, char *error, size_t error_size)
 {
     const char *priority = getenv(PRIORITY), *policy = getenv(POLICY);
-    struct setting processors = {0};
-    uint64_t number;
+    uint64_t number = 1;
 
-    if (!read_setting(&processors, PROCESSORS, parse_percent, "a percentage from 0 to 100", error,
-                      error_size))
+    if (!read_setting(&sharing->percent, PROCESSORS, parse_percent, "a percentage from 0 to 100",
+                      error, error_size))
         return false;
     if (priority != NULL && !parse_number(priority, INT32_MAX, &number))
         return bad(PRIORITY, priority, "a number from 0", error, error_size);
     if (policy != NULL && strcasecmp(policy, "default") != 0 && strcasecmp(policy, "force") != 0 &&
         strcasecmp(policy, "disable") != 0)
         return bad(POLICY, policy, "default, force or disable", error, error_size);
-    if (processors.set || priority != NULL || policy != NULL)
-        note("GPU time is not enforced yet: " PROCESSORS ", " PRIORITY " and " POLICY
-             " have no effect");
-    *set |= processors.set;
+    sharing->latency_class = number == 0 ? HM_LATENCY : HM_NORMAL;
+    sharing->disabled = policy != NULL && strcasecmp(policy, "disable") == 0;
     return true;
 }
 
@@ -271,17 +275,38 @@ set_memory(const struct setting *memory)
     }
 }
 
+/* All of the time is no cap, as in libvgpu.so. */
+static void
+set_sharing(const struct sharing *sharing)
+{
+    bool capped = false;
+
+    for (uint32_t i = 0; i < wanted.device_count; i++) {
+        struct hm_limit *device = &wanted.device[i];
+        uint64_t percent = sharing->percent.device[i];
+
+        capped |= percent > 0 && percent < 100;
+        device->time_percent = percent < 100 && !sharing->disabled ? (uint32_t)percent : 0;
+        device->weight = WEIGHT;
+        device->latency_class = sharing->latency_class;
+    }
+    if (capped && sharing->disabled)
+        note("GPU time is NOT limited: " POLICY "=disable turns " PROCESSORS " off");
+    if (sharing->latency_class == HM_LATENCY)
+        note(PRIORITY "=0 has no effect on others: no supervisor arbitrates here");
+}
+
 bool
 hm_config_standalone(struct hm_limits *limits, char *error, size_t error_size)
 {
     struct setting memory = {0};
-    bool set = false;
+    struct sharing sharing = {0};
 
     error[0] = '\0';
     if (is_true(getenv("CUDA_DISABLE_CONTROL")) ||
         !read_setting(&memory, MEMORY, parse_size, "a size: bytes, or a number with k, m or g",
                       error, error_size) ||
-        !read_time(&set, error, error_size) || !(memory.set || set))
+        !read_sharing(&sharing, error, error_size) || !(memory.set || sharing.percent.set))
         return false;
     if (is_true(getenv(OVERSUBSCRIBE)))
         note(OVERSUBSCRIBE " has no effect: no memory is moved to the host");
@@ -294,6 +319,7 @@ hm_config_standalone(struct hm_limits *limits, char *error, size_t error_size)
     if (!read_devices(error, error_size))
         return false;
     set_memory(&memory);
+    set_sharing(&sharing);
     *limits = wanted;
     return true;
 }

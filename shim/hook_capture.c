@@ -1,55 +1,163 @@
-/* Stream capture: remembered is only that a capture was ever begun, so that other programs pay nothing for it. */
+/* Stream capture: the streams that capture, so that programs and moments without a capture pay nothing for it. */
 #include "capture.h"
 
-static bool begun; /* set before the first capture begins and never cleared */
+#include <pthread.h>
 
-static void
-note(void)
+#define KNOWN 32
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static int captures; /* changed under the mutex, read without */
+static uintptr_t known
+    [KNOWN]; /* under the mutex: the streams of the first captures; one that finds no room here stays
+                                  counted for ever */
+static int known_count;
+
+int
+hm_capture_count(void)
 {
-    __atomic_store_n(&begun, true,
-                     __ATOMIC_RELAXED); /* who allocates in a capture was told of it */
+    return __atomic_load_n(&captures,
+                           __ATOMIC_RELAXED); /* who launches into a capture was told of it */
+}
+
+static CUresult
+ask(CUstream stream, bool per_thread, CUstreamCaptureStatus *status)
+{
+    return per_thread ? REAL(cuStreamIsCapturing_ptsz(stream, status))
+                      : REAL(cuStreamIsCapturing(stream, status));
 }
 
 bool
 hm_capture_runs(CUstream stream, bool per_thread)
 {
+    CUstreamCaptureStatus status;
+
+    if (HM_LIKELY(hm_capture_count() == 0))
+        return false;
+    if (stream == CU_STREAM_LEGACY || (stream == NULL && !per_thread))
+        return false; /* it can't */
+    return ask(stream, per_thread, &status) == CUDA_SUCCESS &&
+           status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+void
+hm_capture_lock(void)
+{
+    pthread_mutex_lock(&mutex);
+}
+
+void
+hm_capture_unlock(void)
+{
+    pthread_mutex_unlock(&mutex);
+}
+
+/* The mutex is held. */
+static void
+count(int more)
+{
+    __atomic_store_n(&captures, captures + more, __ATOMIC_RELAXED);
+}
+
+/* Threads have a stream each under the same handle. */
+static uintptr_t
+name_of(CUstream stream, bool per_thread)
+{
+    bool own = stream == CU_STREAM_PER_THREAD || (stream == NULL && per_thread);
+
+    return own ? (uintptr_t)&hm_depth : (uintptr_t)stream;
+}
+
+/* Before the driver is asked, or somebody could do what breaks the capture that has just begun. */
+static void
+begins(void)
+{
+    hm_capture_lock();
+    count(1);
+    hm_capture_unlock();
+}
+
+static CUresult
+begun(CUstream stream, bool per_thread, CUresult result)
+{
+    hm_capture_lock();
+    if (result != CUDA_SUCCESS)
+        count(-1);
+    else if (known_count < KNOWN)
+        known[known_count++] = name_of(stream, per_thread);
+    hm_capture_unlock();
+    return result;
+}
+
+/* One capture of the stream is over. False: none is known. */
+static bool
+forget(uintptr_t name)
+{
+    bool found = false;
+
+    hm_capture_lock();
+    for (int i = 0; !found && i < known_count; i++) {
+        if (known[i] != name)
+            continue;
+        known[i] = known[--known_count];
+        count(-1);
+        found = true;
+    }
+    hm_capture_unlock();
+    return found;
+}
+
+/* A capture that can't be ended here, by this thread or at this stream, goes on; a broken one is over all the same. */
+static CUresult
+ended(CUstream stream, bool per_thread, CUresult result)
+{
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
 
-    if (HM_LIKELY(!__atomic_load_n(&begun, __ATOMIC_RELAXED)))
-        return false;
-    if (per_thread)
-        REAL(cuStreamIsCapturing_ptsz(stream, &status));
-    else
-        REAL(cuStreamIsCapturing(stream, &status));
-    return status != CU_STREAM_CAPTURE_STATUS_NONE;
+    if (result == CUDA_SUCCESS || (ask(stream, per_thread, &status) == CUDA_SUCCESS &&
+                                   status == CU_STREAM_CAPTURE_STATUS_NONE))
+        forget(name_of(stream, per_thread));
+    return result;
+}
+
+void
+hm_capture_stream_goes(CUstream stream)
+{
+    while (hm_capture_count() > 0 && forget((uintptr_t)stream))
+        ;
+}
+
+void
+hm_capture_after_fork_child(void)
+{
+    captures = known_count = 0;
+    pthread_mutex_init(&mutex, NULL);
 }
 
 HM_HOOK CUresult
 cuStreamBeginCapture(CUstream hStream)
 {
-    note();
-    return REAL(cuStreamBeginCapture(hStream));
+    begins();
+    return begun(hStream, false, REAL(cuStreamBeginCapture(hStream)));
 }
 
 HM_HOOK CUresult
 cuStreamBeginCapture_ptsz(CUstream hStream)
 {
-    note();
-    return REAL(cuStreamBeginCapture_ptsz(hStream));
+    begins();
+    return begun(hStream, true, REAL(cuStreamBeginCapture_ptsz(hStream)));
 }
 
 HM_HOOK CUresult
 cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode)
 {
-    note();
-    return REAL(cuStreamBeginCapture_v2(hStream, mode));
+    begins();
+    return begun(hStream, false, REAL(cuStreamBeginCapture_v2(hStream, mode)));
 }
 
 HM_HOOK CUresult
 cuStreamBeginCapture_v2_ptsz(CUstream hStream, CUstreamCaptureMode mode)
 {
-    note();
-    return REAL(cuStreamBeginCapture_v2_ptsz(hStream, mode));
+    begins();
+    return begun(hStream, true, REAL(cuStreamBeginCapture_v2_ptsz(hStream, mode)));
 }
 
 HM_HOOK CUresult
@@ -57,9 +165,10 @@ cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode 
                             const CUgraphEdgeData *dependencyData, size_t numDependencies,
                             CUstreamCaptureMode mode)
 {
-    note();
-    return REAL(cuStreamBeginCaptureToGraph(hStream, hGraph, dependencies, dependencyData,
-                                            numDependencies, mode));
+    begins();
+    return begun(hStream, false,
+                 REAL(cuStreamBeginCaptureToGraph(hStream, hGraph, dependencies, dependencyData,
+                                                  numDependencies, mode)));
 }
 
 HM_HOOK CUresult
@@ -67,7 +176,20 @@ cuStreamBeginCaptureToGraph_ptsz(CUstream hStream, CUgraph hGraph, const CUgraph
                                  const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                  CUstreamCaptureMode mode)
 {
-    note();
-    return REAL(cuStreamBeginCaptureToGraph_ptsz(hStream, hGraph, dependencies, dependencyData,
-                                                 numDependencies, mode));
+    begins();
+    return begun(hStream, true,
+                 REAL(cuStreamBeginCaptureToGraph_ptsz(hStream, hGraph, dependencies,
+                                                       dependencyData, numDependencies, mode)));
+}
+
+HM_HOOK CUresult
+cuStreamEndCapture(CUstream hStream, CUgraph *phGraph)
+{
+    return ended(hStream, false, REAL(cuStreamEndCapture(hStream, phGraph)));
+}
+
+HM_HOOK CUresult
+cuStreamEndCapture_ptsz(CUstream hStream, CUgraph *phGraph)
+{
+    return ended(hStream, true, REAL(cuStreamEndCapture_ptsz(hStream, phGraph)));
 }

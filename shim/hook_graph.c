@@ -1,4 +1,5 @@
-/* Graphs, as far as they allocate memory. */
+/* Graphs: what they allocate, and the gate in front of their launches. */
+#include "gate.h"
 #include "graphmem.h"
 
 HM_HOOK CUresult
@@ -84,10 +85,11 @@ cuGraphLaunch(CUgraphExec hGraphExec, CUstream hStream)
     struct hm_graph_flight flight;
 
     if (!hm_graph_any())
-        return REAL(cuGraphLaunch(hGraphExec, hStream));
+        return GATED(hm_work_graph(hGraphExec), hStream, false, cuGraphLaunch(hGraphExec, hStream));
     if (!hm_graph_begin(&flight, hm_graph_find(hGraphExec), hm_graph_stream(hStream, false)))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    return hm_graph_end(&flight, REAL(cuGraphLaunch(hGraphExec, hStream)));
+    return hm_graph_end(&flight, GATED(hm_work_graph(hGraphExec), hStream, false,
+                                       cuGraphLaunch(hGraphExec, hStream)));
 }
 
 HM_HOOK CUresult
@@ -96,10 +98,12 @@ cuGraphLaunch_ptsz(CUgraphExec hGraphExec, CUstream hStream)
     struct hm_graph_flight flight;
 
     if (!hm_graph_any())
-        return REAL(cuGraphLaunch_ptsz(hGraphExec, hStream));
+        return GATED(hm_work_graph(hGraphExec), hStream, true,
+                     cuGraphLaunch_ptsz(hGraphExec, hStream));
     if (!hm_graph_begin(&flight, hm_graph_find(hGraphExec), hm_graph_stream(hStream, true)))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    return hm_graph_end(&flight, REAL(cuGraphLaunch_ptsz(hGraphExec, hStream)));
+    return hm_graph_end(&flight, GATED(hm_work_graph(hGraphExec), hStream, true,
+                                       cuGraphLaunch_ptsz(hGraphExec, hStream)));
 }
 
 HM_HOOK CUresult

@@ -1,5 +1,6 @@
 /* Modules, libraries, and the points where the driver loads lazily what they hold. */
 #include "code.h"
+#include "collective.h"
 #include "image.h"
 
 /* The four ways to load a module. */
@@ -49,6 +50,8 @@ cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name)
 {
     CUresult result = REAL(cuModuleGetFunction(hfunc, hmod, name));
 
+    if (result == CUDA_SUCCESS)
+        hm_collective_named(*hfunc, name);
     if (result != CUDA_SUCCESS || hm_code_function_fits(*hfunc))
         return result;
     *hfunc = NULL;
@@ -137,6 +140,8 @@ cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char *name)
 {
     CUresult result = LOOK_UP(library, cuLibraryGetKernel(pKernel, library, name));
 
+    if (result == CUDA_SUCCESS)
+        hm_collective_named(*pKernel, name);
     if (result != CUDA_SUCCESS || hm_code_kernel_fits(*pKernel))
         return result;
     *pKernel = NULL;
@@ -151,6 +156,8 @@ cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel)
     if (!hm_code_kernel_loads(kernel))
         return CUDA_ERROR_OUT_OF_MEMORY;
     result = REAL(cuKernelGetFunction(pFunc, kernel));
+    if (result == CUDA_SUCCESS)
+        hm_collective_same(*pFunc, kernel);
     if (result != CUDA_SUCCESS || hm_code_function_fits(*pFunc))
         return result;
     *pFunc = NULL;

@@ -1,4 +1,6 @@
 /* The life of a process and of its contexts. */
+#include "capture.h"
+#include "gate.h"
 #include "ledger.h"
 #include "overhead.h"
 #include "quota.h"
@@ -122,11 +124,15 @@ cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsign
     return CREATE(dev, (CUcontext *)phCtx, cuGreenCtxCreate(phCtx, desc, dev, flags));
 }
 
-#define DESTROY(context, call)                                          \
-    ({                                                                  \
-        struct hm_object hm_object;                                     \
-        int hm_device = context_goes((CUcontext)(context), &hm_object); \
-        context_gone(hm_device, &hm_object, REAL(call));                \
+#define DESTROY(context, call)                                               \
+    ({                                                                       \
+        struct hm_object hm_object;                                          \
+        int hm_device = context_goes((CUcontext)(context), &hm_object);      \
+        CUresult hm_gone;                                                    \
+        hm_gate_context_goes();                                              \
+        hm_gone = REAL(call);                                                \
+        hm_gate_context_gone((CUcontext)(context), hm_gone == CUDA_SUCCESS); \
+        context_gone(hm_device, &hm_object, hm_gone);                        \
     })
 
 HM_HOOK CUresult
@@ -180,36 +186,43 @@ primary_released(CUdevice dev, CUresult result)
     int device = context_device(dev), active = 1;
     struct hm_object object;
     unsigned int flags;
+    bool gone = device >= 0 && result == CUDA_SUCCESS &&
+                REAL(cuDevicePrimaryCtxGetState(dev, &flags, &active)) == CUDA_SUCCESS && !active;
 
-    if (device < 0 || result != CUDA_SUCCESS ||
-        REAL(cuDevicePrimaryCtxGetState(dev, &flags, &active)) != CUDA_SUCCESS || active ||
-        !__atomic_exchange_n(&primary_counted[device], false, __ATOMIC_ACQ_REL))
+    hm_gate_context_gone(device >= 0 ? primary[device] : NULL, gone);
+    if (!gone || !__atomic_exchange_n(&primary_counted[device], false, __ATOMIC_ACQ_REL))
         return result;
     return context_gone(context_goes(primary[device], &object), &object, result);
 }
 
+#define RELEASE(dev, call)                 \
+    ({                                     \
+        hm_gate_context_goes();            \
+        primary_released(dev, REAL(call)); \
+    })
+
 HM_HOOK CUresult
 cuDevicePrimaryCtxRelease(CUdevice dev)
 {
-    return primary_released(dev, REAL(cuDevicePrimaryCtxRelease(dev)));
+    return RELEASE(dev, cuDevicePrimaryCtxRelease(dev));
 }
 
 HM_HOOK CUresult
 cuDevicePrimaryCtxRelease_v2(CUdevice dev)
 {
-    return primary_released(dev, REAL(cuDevicePrimaryCtxRelease_v2(dev)));
+    return RELEASE(dev, cuDevicePrimaryCtxRelease_v2(dev));
 }
 
 HM_HOOK CUresult
 cuDevicePrimaryCtxReset(CUdevice dev)
 {
-    return primary_released(dev, REAL(cuDevicePrimaryCtxReset(dev)));
+    return RELEASE(dev, cuDevicePrimaryCtxReset(dev));
 }
 
 HM_HOOK CUresult
 cuDevicePrimaryCtxReset_v2(CUdevice dev)
 {
-    return primary_released(dev, REAL(cuDevicePrimaryCtxReset_v2(dev)));
+    return RELEASE(dev, cuDevicePrimaryCtxReset_v2(dev));
 }
 
 /* What a larger limit takes of the card, bytes. The stack is for every thread that the card can hold. */
@@ -281,4 +294,20 @@ cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int fla
 {
     return stream_fits() ? REAL(cuGreenCtxStreamCreate(phStream, greenCtx, flags, priority))
                          : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+HM_HOOK CUresult
+cuStreamDestroy(CUstream hStream)
+{
+    hm_gate_stream_goes(hStream);
+    hm_capture_stream_goes(hStream);
+    return REAL(cuStreamDestroy(hStream));
+}
+
+HM_HOOK CUresult
+cuStreamDestroy_v2(CUstream hStream)
+{
+    hm_gate_stream_goes(hStream);
+    hm_capture_stream_goes(hStream);
+    return REAL(cuStreamDestroy_v2(hStream));
 }

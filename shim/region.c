@@ -240,6 +240,16 @@ clear_slot(struct hm_slot *slot)
                      __ATOMIC_RELEASE); /* pairs with the acquire of whoever sums over slots */
 }
 
+bool
+hm_region_slot_lives(int slot)
+{
+    struct flock lock;
+
+    return own == &hm_tenant.usage->slot[slot] ||
+           lock_byte(F_OFD_GETLK, HM_LOCK_SLOTS + (off_t)slot, F_WRLCK, &lock) != 0 ||
+           lock.l_type != F_UNLCK;
+}
+
 void
 hm_region_bury(void)
 {

@@ -68,11 +68,10 @@ enum hm_gate_state {
 struct hm_gate {
     uint32_t word;      /* futex: slot number * HM_GATE_SLOT | enum hm_gate_state */
     uint32_t window_ns; /* predicted GPU time that each process may have in flight while windowed */
-    uint64_t charged_ns; /* GPU time possessed while metered, ever */
-    uint64_t
-        charged_until_ns; /* CLOCK_MONOTONIC up to which the present slot was charged; 0: nothing is outstanding */
-    int64_t credit_ns;    /* of a capped tenant: GPU time it may still take; below 0 is debt */
-    uint64_t credited_ns; /* CLOCK_MONOTONIC up to which credit was given */
+    uint64_t charged_ns;       /* GPU time possessed while metered, ever */
+    uint64_t charged_until_ns; /* CLOCK_MONOTONIC up to which work was charged */
+    int64_t credit_ns;         /* of a capped tenant: GPU time it may still take; below 0 is debt */
+    uint64_t credited_ns;      /* CLOCK_MONOTONIC up to which credit was given */
     int64_t virtual_ns; /* weighted fair queueing: charged / weight, from where it last joined in */
     uint64_t free_ns;   /* time with the gate free, ever: GPU time was not metered then */
     uint32_t slots;     /* handed out, ever */
@@ -137,8 +136,10 @@ struct hm_use {
     uint64_t throttled_ns;         /* how long launches were held back; the owner */
     uint64_t launches;             /* that passed the gate while it was not free; the owner */
     uint64_t bus_bytes;            /* copied over the bus, both ways; the owner */
-    uint64_t busy_since_ns;        /* when the first launch after a pause was made; the owner */
-    uint64_t idle_since_ns;        /* when the last work had ended; the owner */
+    uint64_t
+        busy_since_ns; /* when the card began with what is outstanding; 0: not known yet; the owner */
+    uint64_t idle_since_ns; /* when the last work had ended; the owner */
+    uint64_t longest_ns;    /* the longest that one launch was seen to take; the owner */
     uint32_t busy;    /* 1: work is outstanding, or ended a moment ago; the owner, while windowed */
     uint32_t entered; /* the number of the last slot it launched in; the owner */
     uint32_t drained; /* the number of the last slot all of whose work has ended; the owner */

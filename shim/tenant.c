@@ -1,6 +1,7 @@
 /* Finding the tenant, once, on the first use of a hook; and keeping the process's state right across fork. */
 #include "tenant.h"
 
+#include "gate.h"
 #include "log.h"
 #include "overhead.h"
 #include "physical.h"
@@ -43,6 +44,7 @@ after_fork_child(void)
     hm_graph_after_fork_child();
     hm_physical_after_fork_child();
     hm_helper_after_fork_child();
+    hm_gate_after_fork_child();
 }
 
 /* Point hm_tenant at its two files. False: there is no tenant, or *error says what is wrong with the variables. */

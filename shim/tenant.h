@@ -67,6 +67,9 @@ struct hm_slot *hm_slot(void);
 bool hm_ledger_lock(void);
 void hm_ledger_unlock(void);
 
+/* region.c: whether the process of a slot lives. */
+bool hm_region_slot_lives(int slot);
+
 /* region.c: clear the slots of the dead. */
 void hm_region_bury(void);
 

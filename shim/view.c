@@ -1,9 +1,21 @@
 #include "view.h"
 
+#include "futex.h"
 #include "ledger.h"
 #include "pool.h"
 
-#define HANDLES 128 /* that are remembered; further ones are looked up each time */
+#include <errno.h>
+#include <time.h>
+
+#define HANDLES 128        /* that are remembered; further ones are looked up each time */
+#define SHARE_NS 100000000 /* a share of GPU time is taken over at least this: slots last 20 ms */
+
+/* A device's GPU time as this process last saw it. Who moves at_ns on writes the rest. */
+static struct look {
+    uint64_t at_ns; /* 0: never */
+    uint64_t charged_ns;
+    uint32_t percent; /* between the last two looks, and 1; 0: there was but one */
+} looks[HM_DEVICES];
 
 /* Handles of NVML never change their meaning, also not over nvmlShutdown, so this only grows. */
 static struct {
@@ -86,4 +98,83 @@ hm_view_device(nvmlDevice_t handle)
         else if (i >= __atomic_load_n(&known_count, __ATOMIC_RELAXED))
             break;
     return look_up(handle);
+}
+
+/* By the gate that holds for the tenant, which gate.c chooses by the same rule. */
+static bool
+is_metered(int device, uint64_t now_ns)
+{
+    const struct hm_limit *limit = &hm_tenant.limits->device[device];
+    uint32_t percent = __atomic_load_n(&limit->time_percent, __ATOMIC_RELAXED);
+
+    if (__atomic_load_n(&hm_tenant.limits->lease_ns, __ATOMIC_ACQUIRE) > now_ns)
+        return (__atomic_load_n(&limit->gate.word, __ATOMIC_ACQUIRE) & HM_GATE_STATES) !=
+               HM_GATE_FREE;
+    return percent > 0 && percent < 100;
+}
+
+static uint64_t
+charged_ns(int device)
+{
+    return __atomic_load_n(&hm_tenant.limits->device[device].gate.charged_ns, __ATOMIC_RELAXED) +
+           __atomic_load_n(&hm_tenant.usage->device[device].gate.charged_ns, __ATOMIC_RELAXED);
+}
+
+static bool
+claim(struct look *look, uint64_t at_ns, uint64_t now_ns)
+{
+    return __atomic_compare_exchange_n(&look->at_ns, &at_ns, now_ns, false, __ATOMIC_ACQ_REL,
+                                       __ATOMIC_RELAXED);
+}
+
+static void
+wait_until(uint64_t ns)
+{
+    struct timespec until = {.tv_sec = (time_t)(ns / 1000000000),
+                             .tv_nsec = (long)(ns % 1000000000)};
+
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        ;
+}
+
+/* The first look at all devices, since they are asked for one after the other. */
+static void
+look_first(uint64_t now_ns)
+{
+    for (uint32_t i = 0; i < hm_tenant.limits->device_count; i++)
+        if (claim(&looks[i], 0, now_ns))
+            __atomic_store_n(&looks[i].charged_ns, charged_ns((int)i), __ATOMIC_RELAXED);
+}
+
+static void
+look_again(int device, uint64_t passed_ns)
+{
+    struct look *look = &looks[device];
+    uint64_t now = charged_ns(device),
+             before = __atomic_exchange_n(&look->charged_ns, now, __ATOMIC_RELAXED),
+             had = now > before ? now - before : 0; /* lower, if somebody spoiled the page */
+
+    if (had > passed_ns)
+        had = passed_ns;
+    __atomic_store_n(&look->percent, 1 + (uint32_t)(had * 100 / passed_ns), __ATOMIC_RELAXED);
+}
+
+unsigned int
+hm_view_busy(int device, unsigned int card_percent)
+{
+    uint64_t now_ns = hm_now_ns(), at_ns;
+    struct look *look = &looks[device];
+    uint32_t percent;
+
+    if (!is_metered(device, now_ns))
+        return card_percent;
+    look_first(now_ns);
+    at_ns = __atomic_load_n(&look->at_ns, __ATOMIC_ACQUIRE);
+    if (__atomic_load_n(&look->percent, __ATOMIC_RELAXED) == 0)
+        wait_until(at_ns + SHARE_NS);
+    now_ns = hm_now_ns();
+    if (now_ns >= at_ns + SHARE_NS && claim(look, at_ns, now_ns))
+        look_again(device, now_ns - at_ns);
+    percent = __atomic_load_n(&look->percent, __ATOMIC_RELAXED);
+    return percent > 0 ? percent - 1 : card_percent;
 }

@@ -25,6 +25,12 @@ struct hm_view {
 bool hm_view_read(int device, const struct hm_slot *mine, uint64_t card_total, uint64_t card_free,
                   struct hm_view *view);
 
+/*
+ * The tenant's share of a device's GPU time, in percent, since this process last asked, but over a tenth of a second
+ * at least; the first call takes as long, and holds no lock. While nothing is metered it is what the card says.
+ */
+unsigned int hm_view_busy(int device, unsigned int card_percent);
+
 /* Clear the slots of the dead, unless this process is alone in the tenant. */
 void hm_view_bury(const struct hm_slot *mine);
 

@@ -214,7 +214,7 @@ def check_daemon(root: Path, found: Supervisor | HamirtError | None) -> Check:
     if isinstance(found, HamirtError):
         return Check("daemon", "bad", str(found), "see its log, then end it and start it again; tenants do not notice")
     if found is None:
-        advice = "start hamirt daemon for live limits and metrics; caps hold without it"
+        advice = "start hamirt daemon for fair shares of GPU time, live limits and metrics; caps hold without it"
         return Check("daemon", "warning", f"no supervisor answers at {root}", advice)
     text = f"version {found.version}, pid {found.pid}, policy {found.policy}"
     if found.version != __version__:

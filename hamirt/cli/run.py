@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hamirt import child, config, contexts, nvml, plan, program, region, tenants
+from hamirt import child, config, contexts, metering, nvml, plan, program, region, tenants
 from hamirt.cli import own
 from hamirt.errors import HamirtError
 from hamirt.model import DEFAULT_WEIGHT, Driver, LatencyClass, Limits
@@ -19,14 +19,19 @@ from hamirt.model import DEFAULT_WEIGHT, Driver, LatencyClass, Limits
     metavar="SIZE|PERCENT%",
     help="Cap on each GPU's memory: 8GiB, 8192MiB, 50%, or 0=8GiB,1=16GiB. Default: the whole card.",
 )
-@click.option("--sm", metavar="PERCENT", type=click.IntRange(1, 100), help="Cap on GPU time; not enforced yet.")
+@click.option(
+    "--sm",
+    metavar="PERCENT",
+    type=click.IntRange(1, 100),
+    help="Cap on GPU time, as a share of each GPU, also where nobody else wants it. Default: no cap.",
+)
 @click.option(
     "--weight",
     metavar="N",
     type=click.IntRange(1, 10_000),
     default=DEFAULT_WEIGHT,
     show_default=True,
-    help="Share of GPU time where several want it, relative to others'; not enforced yet.",
+    help="Share of GPU time where several want it, relative to others'. Needs a daemon.",
 )
 @click.option(
     "--class",
@@ -34,7 +39,7 @@ from hamirt.model import DEFAULT_WEIGHT, Driver, LatencyClass, Limits
     type=click.Choice([one.value for one in LatencyClass]),
     default=LatencyClass.NORMAL.value,
     show_default=True,
-    help="Whose work comes first; not enforced yet.",
+    help="Whose work comes first. Needs a daemon.",
 )
 @click.option("--name", metavar="NAME", help="What status calls the tenant. Default: the command and a number.")
 @click.option(
@@ -57,7 +62,7 @@ def command(
     sim: bool,
     command_line: tuple[str, ...],
 ) -> int:
-    """Start CMD with a cap on the GPU memory that it and all it starts can hold.
+    """Start CMD with caps on the GPU memory that it and all it starts can hold, and on the GPU time that they get.
 
     Ends with CMD's own status, 128+n if signal n ended it; 125 is an error of hamirt's, 126 a CMD that can't be
     executed, 127 one that was not found. SIZE: 8GiB and 8G count in 1024s, 8GB in 1000s.
@@ -91,11 +96,11 @@ def command(
         if not limits.allow_on_error:
             raise HamirtError(f"{unenforced}; --on-error allow starts it without a cap")
         click.echo(f"hamirt: no cap: {unenforced}", err=True)
-    if sm is not None:
-        click.echo(f"hamirt: --sm {sm} is noted and not enforced: GPU time is not capped yet", err=True)
     notes = tenants.Notes(simulated=sim, unenforced=unenforced)
     with child.signals_kept() as mask:
         lease = own.make(root, name, command_line, limits, notes)
+        if not lease.by_daemon and (weight, latency_class) != (DEFAULT_WEIGHT, LatencyClass.NORMAL.value):
+            click.echo(f"hamirt: {metering.ALONE_WITH_WISHES}", err=True)
         folder = lease.tenant.folder
         env = _environment(folder, shim if shim.exists() else None, sim)
         if gpus:
@@ -121,7 +126,9 @@ def _why_unenforced(shim: Path, found: program.Program) -> str | None:
 
 
 def _limits_anything(limits: Limits) -> bool:
-    return len(limits.devices) < limits.node_devices or any(limit.memory_bytes for limit in limits.devices)
+    if len(limits.devices) < limits.node_devices:
+        return True
+    return any(limit.memory_bytes or limit.time_percent for limit in limits.devices)
 
 
 def _environment(folder: Path, shim: Path | None, sim: bool) -> dict[str, str]:

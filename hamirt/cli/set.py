@@ -24,13 +24,13 @@ def _percent(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.command("set")
 @click.argument("name", shell_complete=complete_tenant)
 @click.option("--mem", metavar="SIZE|PERCENT%", help="Cap on each GPU's memory: 8GiB, 50%, or 0=8GiB,1=16GiB.")
-@click.option("--sm", metavar="PERCENT|none", callback=_percent, help="Cap on GPU time; not enforced yet.")
-@click.option("--weight", metavar="N", type=click.IntRange(1, 10_000), help="Share of GPU time; not enforced yet.")
+@click.option("--sm", metavar="PERCENT|none", callback=_percent, help="Cap on GPU time, as a share of each GPU.")
+@click.option("--weight", metavar="N", type=click.IntRange(1, 10_000), help="Share of contended GPU time.")
 @click.option(
     "--class",
     "latency_class",
     type=click.Choice([one.value for one in LatencyClass]),
-    help="Whose work comes first; not enforced yet.",
+    help="Whose work comes first.",
 )
 @click.option("--gpu", "gpus", multiple=True, metavar="INDEX|UUID", help="Only on this GPU; repeat it. Default: all.")
 def command(
@@ -57,8 +57,6 @@ def command(
     for limit in answer["devices"]:
         if limit["uuid"] in devices:
             _tell(tenant.name, limit, next(card for card in cards if card.uuid == limit["uuid"]))
-    if sm:
-        click.echo(f"hamirt: --sm {sm} is noted and not enforced: GPU time is not capped yet", err=True)
 
 
 def _find(node: Node, name: str) -> Tenant:
@@ -93,7 +91,7 @@ def _caps(mem: str | None, node: Node, cards: Sequence[TenantCard]) -> dict[str,
 def _tell(name: str, limit: dict[str, Any], card: TenantCard) -> None:
     where = f"{name} on GPU {card.index if card.index is not None else card.uuid}"
     cap = "no cap" if limit["memory_bytes"] is None else format_size(limit["memory_bytes"])
-    share = "no cap" if limit["time_percent"] is None else f"{limit['time_percent']}% (GPU time is not capped yet)"
+    share = "no cap" if limit["time_percent"] is None else f"{limit['time_percent']}%"
     click.echo(f"{where}: memory {cap}, GPU time {share}, weight {limit['weight']}, class {limit['latency_class']}")
     if limit["over_bytes"]:
         over = format_mib(limit["over_bytes"])

@@ -10,12 +10,13 @@ import click
 
 from hamirt import config, survey
 from hamirt.errors import REFUSED, HamirtError
-from hamirt.model import Node, TenantPages
+from hamirt.model import GateState, Node, TenantCard, TenantPages
 
 if TYPE_CHECKING:  # imported where it is needed: a person waits for this command
     from hamirt.daemon.sampler import Sampler
 
 _PATIENCE_SECONDS = 1.5  # with a supervisor that is stopped
+_SHARE_SECONDS = 0.2  # between two looks at what was metered; slots of GPU time are a tenth of that
 
 
 def _complete_tenant(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -40,10 +41,10 @@ def _complete_tenant(ctx: click.Context, param: click.Parameter, incomplete: str
     help="Again every SEC seconds, 2 by default.",
 )
 def command(as_json: bool, sim: bool, gpu: str | None, tenant: str | None, check: bool, watch: float | None) -> int:
-    """Show the cards, the tenants on them and what they hold of their caps.
+    """Show the cards, the tenants on them, what they hold of their caps and which share of GPU time they get.
 
     Asks the supervisor; where none answers, reads pages and NVML itself and says so. Inside a tenant: that tenant.
-    NO_COLOR and pipes give plain text.
+    A share with a ~ was not metered, but is the card's utilization. NO_COLOR and pipes give plain text.
     """
     if check and watch is not None:
         raise click.UsageError("--check looks once: leave -w out")
@@ -141,10 +142,19 @@ class _Looker:
             pages = tenants.list_pages(self._root) if inside is None else tenants.read_one(inside)
         except HamirtError as error:
             problem = str(error)
+        first = self._sampler is None
         if self._sampler is None:
             self._sampler = Sampler(self._sim, self._root)
         node = self._sampler.sample(pages, inside=inside is not None)
+        if first and any(_is_metered(on) for tenant in node.tenants for on in tenant.cards):
+            time.sleep(_SHARE_SECONDS)
+            return self._read(inside)
         return replace(node, problem="\n".join(filter(None, (problem, node.problem))) or None)
+
+
+def _is_metered(on: TenantCard) -> bool:
+    """Return whether a second look tells which share of GPU time it gets."""
+    return bool(on.processes) and on.metering is not None and on.metering.gate is not GateState.FREE
 
 
 def _select(node: Node, gpu: str | None, tenant: str | None) -> Node:

@@ -9,7 +9,21 @@ from rich.padding import Padding
 from rich.text import Text
 
 from hamirt import __version__, survey
-from hamirt.model import Card, CardProcess, Level, Node, ProcessView, Supervisor, Tenant, TenantCard
+from hamirt.model import (
+    DEFAULT_WEIGHT,
+    Card,
+    CardProcess,
+    Enforcement,
+    LatencyClass,
+    Level,
+    Metering,
+    Node,
+    ProcessView,
+    ShareSource,
+    Supervisor,
+    Tenant,
+    TenantCard,
+)
 from hamirt.units import format_mib
 
 _PIPE_COLUMNS = 132
@@ -22,7 +36,7 @@ _UNCAPPED = "uncapped"
 _UNKNOWN = "-"
 _MEMORY = ("used", "cap")
 _PARTS = ("alloc", "pools", "overhead")
-_PRESSURE = ("denied", "throttled", "time cap", "share")
+_PRESSURE = ("denied", "GPU time", "p99 wait", "throttled")
 _LEVEL_STYLES = {Level.FULL: "green", Level.PARTIAL: "yellow", Level.NONE: "yellow"}
 
 Row = tuple[Tenant, TenantCard]
@@ -139,7 +153,8 @@ def _table(rows: Sequence[Row], unicode: bool, wide: bool) -> RenderableType:
     lines = [[Text(header, style="dim") for header in headers]]
     for tenant, on in rows:
         lines.append(_tenant_row(tenant, on, unicode, wide))
-        for name, size, end in _lines_below(tenant, on, unicode):
+        lines += [[line] for line in _said_below(tenant, on)]
+        for name, size, end in _processes_below(on, unicode):
             lines.append([name, *([Text()] if wide else []), size, *blank, end])
     grid = _Grid(lines, right=range(1 + wide, len(headers) - 1))
     return Padding(Group(grid, *_notes(rows)), (0, 0, 0, 2))
@@ -149,16 +164,24 @@ class _Grid:
     """Lines of cells below each other. With 64 tenants rich's own table takes five times as long."""
 
     def __init__(self, lines: Sequence[Sequence[Text]], right: Container[int]) -> None:
-        """Take cells of one line each; columns named in `right` end together, and the first gives way."""
+        """Take cells of one line each; columns named in `right` end together, and the first gives way.
+
+        A cell alone in its line has the whole of it.
+        """
         self._lines = lines
         self._right = right
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        widths = [max(cell.cell_len for cell in column) for column in zip(*self._lines, strict=True)]
+        columns = zip(*(line for line in self._lines if len(line) > 1), strict=True)
+        widths = [max(cell.cell_len for cell in column) for column in columns]
         missing = sum(widths) + _GAP * (len(widths) - 1) - options.max_width
         widths[0] = max(_LEAST_NAME_CELLS, widths[0] - max(0, missing))
         for cells in self._lines:
             line = Text(no_wrap=True, overflow="crop")
+            if len(cells) == 1:
+                cells[0].truncate(options.max_width, overflow="ellipsis")
+                yield cells[0]
+                continue
             for position, (cell, width) in enumerate(zip(cells, widths, strict=True)):
                 empty = " " * (width - cell.cell_len)
                 cell.truncate(width, overflow="ellipsis")
@@ -168,17 +191,36 @@ class _Grid:
             yield line
 
 
-def _lines_below(tenant: Tenant, on: TenantCard, unicode: bool) -> Iterator[tuple[Text, Text, Text]]:
-    """Yield what stands below a tenant's own line: a name, what it uses, and what is said of its cap."""
+def _said_below(tenant: Tenant, on: TenantCard) -> Iterator[Text]:
+    """Yield what is said below a tenant's own line: what is special about its share, and what it runs in."""
+    special = _special(on)
+    if special:
+        yield special
     for kind, place in (("pod", tenant.pod), ("container", tenant.container)):
         if place is not None:
-            yield Text(f"  {kind} {place}", style="dim"), Text(), Text()
+            yield Text(f"  {kind} {place}", style="dim")
+
+
+def _processes_below(on: TenantCard, unicode: bool) -> Iterator[tuple[Text, Text, Text]]:
+    """Yield the tenant's processes: a name, what it uses, and what is said of its cap."""
     for process in on.processes:
         yield _process_name(process, unicode), Text(_process_size(process), style="dim"), Text()
     for intruder in on.unshimmed:
         size = _UNKNOWN if intruder.used_bytes is None else format_mib(intruder.used_bytes)
         name = Text(f"{_branch(unicode)}{intruder.pid} {intruder.command or ''}", style="red")
         yield name, Text(size, style="red"), Text("no shim", style="red")
+
+
+def _special(on: TenantCard) -> Text:
+    """Return how GPU time is shared with this tenant, as far as it is not as with any other."""
+    words = [] if on.weight == DEFAULT_WEIGHT else [f"weight {on.weight}"]
+    words += [] if on.latency_class is LatencyClass.NORMAL else [f"class {on.latency_class.value}"]
+    words += ["ganged"] if on.metering is not None and on.metering.ganged else []
+    text = Text(f"  {', '.join(words)}" if words else "", style="dim")
+    if on.metering is not None and on.metering.unpreemptible:
+        text.append(", " if words else "  ")
+        text.append("unpreemptible", style="yellow")
+    return text
 
 
 def _notes(rows: Sequence[Row]) -> list[Text]:
@@ -190,11 +232,15 @@ def _notes(rows: Sequence[Row]) -> list[Text]:
         reason = on.enforcement.reason
         if reason not in (None, _UNCAPPED, tenant.problem):
             notes.append(Text(f"{tenant.name}: {reason}", style="yellow"))
-    unkept: dict[str, list[str]] = {}
+    told: dict[Enforcement, list[str]] = {}
     for tenant, on in rows:
-        if on.time_enforcement is not None and on.time_enforcement.reason is not None:
-            unkept.setdefault(on.time_enforcement.reason, []).append(tenant.name)
-    notes += [Text(f"{', '.join(names)}: {reason}", style="yellow") for reason, names in unkept.items()]
+        held = on.time_enforcement
+        if held is not None and held.reason not in (None, tenant.problem, on.enforcement.reason):
+            told.setdefault(held, []).append(tenant.name)
+    for held, names in told.items():
+        style = "dim" if held.level is Level.FULL else "yellow"
+        unheld = "GPU time is not capped: " if held.level is Level.NONE else ""
+        notes.append(Text(f"{', '.join(names)}: {unheld}{held.reason}", style=style))
     return notes
 
 
@@ -204,7 +250,8 @@ def _tenant_row(tenant: Tenant, on: TenantCard, unicode: bool, wide: bool) -> li
         name.append(" simulated", style="yellow")
     cap, held = on.cap_bytes, max(on.used_bytes, on.footprint_bytes or 0)
     parts = [format_mib(size) for size in (on.allocation_bytes, on.pool_bytes, on.overhead_bytes)]
-    enforced = Text(on.enforcement.level.value, style=_LEVEL_STYLES[on.enforcement.level])
+    level = _level(on)
+    enforced = Text(level.value, style=_LEVEL_STYLES[level])
     return [
         name,
         *([_bar(held, on.card_bytes if cap is None else cap, unicode)] if wide else []),
@@ -212,11 +259,35 @@ def _tenant_row(tenant: Tenant, on: TenantCard, unicode: bool, wide: bool) -> li
         Text(format_mib(cap) if cap is not None else _UNCAPPED),
         *(map(Text, parts) if wide else ()),
         Text(str(on.denials), style="red" if on.denials else ""),
+        _gpu_time(on),
+        Text(_format_wait(on.metering)),
         Text(f"{on.throttled_seconds:.1f} s" if on.throttled_seconds else "0"),
-        Text(_UNKNOWN if on.time_percent is None else f"{on.time_percent}%"),
-        Text(_UNKNOWN if on.busy_ratio is None else f"{on.busy_ratio:.0%}"),
         Text("OVER", style="bold red") if on.over else enforced,
     ]
+
+
+def _level(on: TenantCard) -> Level:
+    """Return how far all that was asked for holds: as far as the part that holds least."""
+    memory = [on.enforcement.level] if on.cap_bytes is not None else []
+    time = [on.time_enforcement.level] if on.time_enforcement is not None else []
+    return max(memory + time, key=list(Level).index, default=Level.NONE)
+
+
+def _gpu_time(on: TenantCard) -> Text:
+    """Return the share of GPU time, and what it is capped at."""
+    sampled = "~" if on.busy_source is ShareSource.SAMPLED else ""
+    share = _UNKNOWN if on.busy_ratio is None else f"{sampled}{on.busy_ratio:.0%}"
+    return Text(share) if on.time_percent is None else Text.assemble(share, (f" / {on.time_percent}%", "dim"))
+
+
+def _format_wait(seen: Metering | None) -> str:
+    seconds = None if seen is None else seen.wait_p99_seconds
+    if seconds is None:
+        return _UNKNOWN
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds * 1e6:.0f} us"
 
 
 def _process_name(process: ProcessView, unicode: bool) -> Text:

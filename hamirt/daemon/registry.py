@@ -14,6 +14,7 @@ from typing import Any
 from hamirt import contexts, plan, region, tenants
 from hamirt.daemon import inhabitants
 from hamirt.daemon.admission import Promise, admit, grows
+from hamirt.daemon.arbiter import Arbiter
 from hamirt.daemon.peers import Peer
 from hamirt.daemon.refusal import BAD_REQUEST, CONFLICT, FORBIDDEN, NOT_FOUND, UNAVAILABLE, RefusalError
 from hamirt.daemon.requests import Change, Creation, WishedDevice
@@ -46,8 +47,10 @@ class Registry:
         simulated: bool,
         owned: bool,
         clock: Callable[[], float] = time.monotonic,
+        arbiter: Arbiter | None = None,
     ) -> None:
         """Serve `root`. With `owned` folders, as root's daemon makes them, each is for the user who asked."""
+        self._arbiter = arbiter
         self.settings = settings
         self._root = root
         self._simulated = simulated
@@ -61,7 +64,7 @@ class Registry:
         for identity in self._tenants.keys() - there.keys():
             self._tenants.pop(identity).close()
         for identity in there.keys() - self._tenants.keys():
-            self._tenants[identity] = HeldTenant.open(there[identity])
+            self._tenants[identity] = HeldTenant.open(there[identity], self._arbiter)
 
     def pages(self) -> tuple[TenantPages, ...]:
         """Read all tenants, for the sampler, whose thread it may be that asks."""
@@ -115,7 +118,7 @@ class Registry:
             alive_fd = tenants.make_folder(folder, record, limits, owner=owner, note={"request": request})
         except OSError as error:
             raise RefusalError(UNAVAILABLE, tenants.why_not_made(self._root, error)) from None
-        tenant = HeldTenant.open(folder)
+        tenant = HeldTenant.open(folder, self._arbiter)
         tenant.keeper = Keeper.of(alive_fd, peer.pid, self._clock())
         self._tenants[identity] = tenant
         self.renew()

@@ -8,6 +8,7 @@ from typing import Any
 from hamirt.daemon.refusal import BAD_REQUEST, RefusalError
 from hamirt.errors import HamirtError
 from hamirt.model import DEFAULT_WEIGHT, LatencyClass
+from hamirt.plan import time_cap
 from hamirt.region import DEVICES
 from hamirt.tenants import check_name
 
@@ -126,6 +127,10 @@ def _text(most: int) -> _Read:
     return read
 
 
+def _time_percent(value: Any, place: str) -> int | None:
+    return time_cap(_or_none(_whole(1, 100))(value, place))
+
+
 def _flag(value: Any, place: str) -> bool:
     if not isinstance(value, bool):
         raise _bad(f"{place} has to be true or false")
@@ -173,7 +178,7 @@ def _bad(message: str) -> RefusalError:
 
 _LIMIT: dict[str, _Read] = {
     "memory_bytes": _or_none(_whole(1, _MOST_BYTES)),
-    "time_percent": _or_none(_whole(1, 100)),
+    "time_percent": _time_percent,
     "weight": _whole(1, _MOST_WEIGHT),
     "latency_class": _class,
 }

@@ -6,14 +6,16 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hamirt import config, members, nvml, survey
+from hamirt import config, members, nvml, region, survey
+from hamirt.daemon.shares import Shares
 from hamirt.errors import HamirtError
 from hamirt.members import Anchor, Inode, Look, Process, Verdict
-from hamirt.model import Driver, Node, Standing, TenantPages, Usage
-from hamirt.survey import Claim, Totals
+from hamirt.model import Driver, Gate, Node, Standing, TenantPages, Usage
+from hamirt.survey import Claim, Gates, Totals
 
 _RECHECK_SECONDS = 3.0  # how long a good answer is believed, and up to twice as long
 _SCAN_SECONDS = 2.0  # between two looks at all processes for those of other PID namespaces
@@ -35,6 +37,8 @@ class Sampler:
         self._session = nvml.Session(config.sim_dir() if sim else None)
         self._census = Census(clock)
         self._tallies: dict[str, _Tally] = {}
+        self._shares = Shares()
+        self._clock = clock
 
     def __enter__(self) -> "Sampler":
         return self
@@ -50,14 +54,17 @@ class Sampler:
         """Return the node with these tenants, as their pages were read.
 
         Never raises for what tenants or the driver do: a problem is in the node. Denials and throttled time are counted
-        since a tenant was first seen.
+        since a tenant was first seen; shares of GPU time are those since the sample before.
         """
         driver, problem = self._read_driver()
         on_cards = {process.pid for card in driver.cards for process in card.processes} if driver else set()
         self.anchors = tuple(map(_anchor, pages))
         self.verdicts, pids = self._census.look(self.anchors, on_cards, survey.claims_of(pages))
         shown = None if driver is None else survey.judged(driver, self.verdicts)
-        return survey.survey(shown, problem, pages, pids, inside=inside, totals=self._totals(pages))
+        now = self._clock()
+        gates = Gates(dict(_read_gates(pages)), int(now * 1e9))
+        node = survey.survey(shown, problem, pages, pids, inside=inside, totals=self._totals(pages), gates=gates)
+        return self._shares.complete(node, now)
 
     def _read_driver(self) -> tuple[Driver | None, str | None]:
         try:
@@ -74,6 +81,14 @@ class Sampler:
                 tally.add(tenant.usage)
             found |= {(tenant.id, position): totals for position, totals in tally.totals.items()}
         return found
+
+
+def _read_gates(pages: Sequence[TenantPages]) -> Iterator[tuple[str, tuple[Gate, ...]]]:
+    """Yield the supervisor's gates of each tenant whose limits page can be read."""
+    for tenant in pages:
+        if tenant.limits is not None:
+            with suppress(HamirtError):
+                yield tenant.id, region.read_gates(tenant.folder / "ro" / "limits", len(tenant.limits.devices))
 
 
 def _anchor(pages: TenantPages) -> Anchor:
@@ -106,19 +121,20 @@ class _Tally:
         seen = {}
         for slot in usage.slots:
             key = (slot.index, slot.pid, slot.pid_ns)
-            seen[key] = now = tuple(Totals(use.denials, use.throttled_ns) for use in slot.uses)
+            seen[key] = now = tuple(Totals(use.denials, use.throttled_ns, use.bus_bytes) for use in slot.uses)
             before = self._last.get(key, ())
             for position, count in enumerate(now):
-                last = before[position] if position < len(before) else Totals(0, 0)
+                last = before[position] if position < len(before) else Totals(0, 0, 0)
                 if count != last:
                     self._count(position, count, last)
         self._last = seen
 
     def _count(self, position: int, count: Totals, last: Totals) -> None:
-        total = self.totals.get(position, Totals(0, 0))
+        total = self.totals.get(position, Totals(0, 0, 0))
         self.totals[position] = Totals(
             _advance(total.denials, count.denials, last.denials),
             _advance(total.throttled_ns, count.throttled_ns, last.throttled_ns),
+            _advance(total.bus_bytes, count.bus_bytes, last.bus_bytes),
         )
 
 

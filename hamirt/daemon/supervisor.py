@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hamirt import __version__, config
 from hamirt.daemon import api, instance, settings
+from hamirt.daemon.arbiter import Arbiter
 from hamirt.daemon.listeners import ApiListener, MetricsListener
 from hamirt.daemon.log import Log
 from hamirt.daemon.notify import notify
@@ -67,7 +68,8 @@ class Daemon:
         self.settings = chosen
         self.admin_gid = admin_gid
         self.log = Log(chosen.log_format)
-        self.registry = Registry(root, chosen, simulated=sim, owned=os.geteuid() == 0)
+        self._arbiter = Arbiter()
+        self.registry = Registry(root, chosen, simulated=sim, owned=os.geteuid() == 0, arbiter=self._arbiter)
         self._root = root
         self._config_path = config_path
         self._watch = Watch(root, self._tell, sim=sim)
@@ -84,7 +86,9 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, over.set)
         await self._metrics.apply(self.settings)
+        self._arbiter.start()
         self.registry.refresh()
+        self.registry.renew()
         await self._api.start(server)
         tasks: list[asyncio.Task[object]] = [asyncio.create_task(work) for work in (
             _every(_BEAT_SECONDS, self._beat),
@@ -105,6 +109,7 @@ class Daemon:
         await self._metrics.stop()
         await self._api.stop()
         self.registry.close()
+        self._arbiter.stop()
         for task in done - {ended}:
             task.result()
         self.log.event("stopped", "the tenants go on without a daemon")
@@ -148,11 +153,13 @@ class Daemon:
         return Supervisor(__version__, os.getpid(), time.monotonic() - self._began, self.settings.policy)
 
     async def _beat(self) -> None:
+        if not self._arbiter.lives():  # then the leases run out, the tenants see to themselves, and systemd to us
+            return
         self.registry.renew()
         notify("WATCHDOG=1")
 
     async def _reap(self) -> None:
-        self.registry.refresh()
+        self.registry.refresh()  # what is new gets its lease with the next beat
         orphans = self.registry.orphans()
         if not orphans:
             return

@@ -2,10 +2,12 @@
 
 import os
 import select
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from hamirt import pages, region, tenants
+from hamirt.daemon.arbiter import Arbiter
 from hamirt.errors import HamirtError
 from hamirt.members import Anchor
 from hamirt.model import Limit, Limits, TenantPages, TenantRecord, Usage
@@ -69,17 +71,23 @@ class HeldTenant:
     keeper: Keeper | None = None
     look_again_at: float = 0.0
     """When it is next worth a look whether its last process has ended."""
+    arbiter: Arbiter | None = None
+    """Who hands out its GPU time."""
     _limits_file: File | None = None
     _usage_file: File | None = None
+    _number: int | None = None
+    """The arbiter's for it."""
+    _lease_ns: int = 0
 
     @classmethod
-    def open(cls, folder: Path) -> "HeldTenant":
-        """Take over the tenant in this folder, whatever state it is in."""
+    def open(cls, folder: Path, arbiter: Arbiter | None = None) -> "HeldTenant":
+        """Take over the tenant in this folder, whatever state it is in. It is arbitrated from its first lease on."""
         note = tenants.read_note(folder)
         request = note.get("request")
         tenant = cls(
-            folder.name, folder, tenants.record_of(note, folder.name), request if isinstance(request, str) else None
-        )
+            folder.name, folder, tenants.record_of(note, folder.name), request if isinstance(request, str) else None,
+            arbiter=arbiter,
+        )  # fmt: skip
         if tenant.record is None:
             tenant.problem = (
                 f"{folder / 'tenant.json'} is damaged: end that tenant with hamirt rm --force {folder.name}"
@@ -129,11 +137,28 @@ class HeldTenant:
         assert self.limits is not None
         assert self._limits_file is not None
         self.limits = pages.change_limits(self._limits_file.fd, self.limits, devices)
+        if self.arbiter is not None and self._number is not None:
+            self.arbiter.changed(self._number)
 
     def renew(self, lease_ns: int) -> None:
         """Extend the lease, or end it with 0. Raises OSError."""
-        if self._limits_file is not None and self.limits is not None:
-            pages.renew_lease(self._limits_file.fd, lease_ns)
+        if self._limits_file is None or self.limits is None:
+            return
+        lapsed = self._lease_ns < time.monotonic_ns()
+        pages.renew_lease(self._limits_file.fd, lease_ns)
+        self._lease_ns = lease_ns
+        if lapsed and lease_ns:
+            self._arbitrate()
+
+    def _arbitrate(self) -> None:
+        """Have its GPU time handed out by the arbiter, now that its programs listen to it."""
+        if self.arbiter is None or self._limits_file is None or self._usage_file is None or self.limits is None:
+            return
+        if self._number is not None:
+            self.arbiter.changed(self._number)
+            return
+        uuids = [limit.uuid for limit in self.limits.devices]
+        self._number = self.arbiter.add(self._limits_file.fd, self._usage_file.fd, uuids)
 
     def usage(self) -> Usage:
         """Read the usage page.
@@ -161,6 +186,9 @@ class HeldTenant:
 
     def close(self) -> None:
         """Let go of its files."""
+        if self.arbiter is not None and self._number is not None:
+            self.arbiter.remove(self._number)
+            self._number = None
         self._limits_file = self._usage_file = None
         if self.keeper is not None:
             self.keeper.close()

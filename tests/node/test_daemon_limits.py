@@ -9,6 +9,7 @@ import pytest
 
 from hamirt import config, wire
 from hamirt.client import Client
+from hamirt.metering import ALONE_WITH_WISHES
 from hamirt.model import LatencyClass, Limit
 from hamirt.units import GIB, MIB
 from tests.node.conftest import PROGRAMS, Node
@@ -92,13 +93,28 @@ def test_run_and_set_write_every_limit(daemon: Daemon) -> None:
     assert tenant.wait(30) == 128 + signal.SIGTERM
 
 
-def test_a_time_cap_is_said_to_be_noted_and_no_more(daemon: Daemon) -> None:
-    ran = daemon.node.run("--name", "web", "--mem", "8GiB", "--sm", "30", "--", "true")
+def test_a_time_cap_is_shown_and_all_of_the_time_is_none(daemon: Daemon) -> None:
+    tenant = daemon.node.start("--name", "web", "--gpu", "0", "--sm", "30", "--", "sleep", "60")
+    wait_for(lambda: wire.node_from_json(daemon.client.node()).tenants, "the tenant in a sample")
+    before = daemon.limits("web").devices[0].time_percent
 
-    assert (ran.returncode, ran.stderr) == (
-        0,
-        "hamirt: --sm 30 is noted and not enforced: GPU time is not capped yet\n",
-    )
+    less = daemon.node.hamirt("set", "web", "--sm", "20")
+    none = daemon.node.hamirt("set", "web", "--sm", "100")
+
+    assert (before, less.stderr, none.stderr) == (30, "", "")
+    assert less.stdout == "web on GPU 0: memory no cap, GPU time 20%, weight 100, class normal\n"
+    assert none.stdout == "web on GPU 0: memory no cap, GPU time no cap, weight 100, class normal\n"
+    assert daemon.limits("web").devices[0].time_percent is None
+    tenant.send_signal(signal.SIGTERM)
+    assert tenant.wait(30) == 128 + signal.SIGTERM
+
+
+def test_what_needs_a_daemon_is_said_where_there_is_none(node: Node) -> None:
+    capped = node.run("--sm", "30", "--", "true")
+    weighted = node.run("--sm", "30", "--weight", "300", "--", "true")
+
+    assert (capped.returncode, capped.stderr) == (0, "")
+    assert (weighted.returncode, weighted.stderr) == (0, f"hamirt: {ALONE_WITH_WISHES}\n")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_node_without_tenants(node: Node) -> None:
         "simulated": True,
         "inside_tenant": False,
         "problem": None,
-        "gpu_time": "not metered",
+        "gpu_time": "metered",
         "supervisor": None,
         "cards": [{"index": 0, **card}, {"index": 1, **card}],
         "tenants": [],
@@ -89,8 +89,23 @@ def test_a_tenant_and_what_it_holds(node: Node, line_of: Any) -> None:
                 "time_percent": None,
                 "weight": 100,
                 "latency_class": "normal",
-                "busy_ratio": None,
+                "busy_ratio": 0.0,
+                "busy_source": "sampled",
                 "throttled_seconds": 0.0,
+                "bus_bytes": 0,
+                "metering": {
+                    "gate": "free",
+                    "charged_seconds": 0.0,
+                    "free_seconds": 0.0,
+                    "slots": 0,
+                    "misses": 0,
+                    "unpreemptible": False,
+                    "ganged": False,
+                    "waiting": 0,
+                    "waits": [0] * lib.HM_WAITS,
+                    "wait_p50_seconds": None,
+                    "wait_p99_seconds": None,
+                },
             }
         ],
     }
@@ -218,8 +233,9 @@ def test_a_pipe_gets_plain_text(node: Node, line_of: Any) -> None:
     assert "\x1b" not in shown
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.split()}
     assert "SIMULATED GPU" in shown.splitlines()[0]
-    assert rows["train"][2:] == ["3720", "8192", "3000", "200", "520", "4", "0", "-", "-", "full"]
-    assert rows["x"][2:] == ["3720", "uncapped", "3000", "200", "520", "4", "0", "-", "-", "none"]
+    # whose the card's utilization is, of two that nobody meters, is not known
+    assert rows["train"][2:] == ["3720", "8192", "3000", "200", "520", "4", "-", "-", "0", "full"]
+    assert rows["x"][2:] == ["3720", "uncapped", "3000", "200", "520", "4", "-", "-", "0", "none"]
     assert "read directly: no supervisor answers" in shown
     assert f"└ {pid} holder" in shown
     assert all(line == line.rstrip() for line in shown.splitlines())

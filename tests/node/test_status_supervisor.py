@@ -16,14 +16,19 @@ from rich.console import Console
 
 from hamirt import __version__, config
 from hamirt.cli import table
+from hamirt.metering import ALONE
 from hamirt.model import (
     Card,
     CardProcess,
     Driver,
     Enforcement,
+    GateState,
+    LatencyClass,
     Level,
+    Metering,
     Node,
     ProcessView,
+    ShareSource,
     Standing,
     Supervisor,
     Tenant,
@@ -47,10 +52,13 @@ TRAIN = TenantCard(
     denials=4,
     over=False,
     enforcement=Enforcement(Level.FULL, None),
-    processes=(ProcessView(77, 1, "python", 3720 * MIB, 3720 * MIB),),
+    processes=(ProcessView(7, 1, "python", 3720 * MIB, 3720 * MIB),),
     time_percent=25,
+    busy_ratio=0.247,
+    busy_source=ShareSource.METERED,
     throttled_seconds=1.5,
-    time_enforcement=Enforcement(Level.NONE, "GPU time is not capped yet"),
+    time_enforcement=Enforcement(Level.FULL, ALONE),
+    metering=Metering(GateState.WINDOWED, 12.5, slots=900, waits=(0,) * 24, wait_p99_seconds=16384e-6),
 )
 OVER = replace(
     TRAIN,
@@ -61,6 +69,11 @@ OVER = replace(
     processes=(),
     time_percent=None,
     time_enforcement=None,
+    weight=300,
+    latency_class=LatencyClass.LATENCY,
+    busy_ratio=1.0,
+    busy_source=ShareSource.SAMPLED,
+    metering=Metering(GateState.FREE, unpreemptible=True, ganged=True, wait_p99_seconds=4.194304),
 )
 CARD = Card(0, "GPU-aa", "NVIDIA H100 80GB HBM3", 81559 * MIB, 12000 * MIB, 0.5, False,
             (BARE, CardProcess(99, 512 * MIB, Standing.FOREIGN, None, "Xorg")))  # fmt: skip
@@ -81,16 +94,17 @@ hamirt {__version__}   driver 580   SIMULATED GPU
 from the daemon, pid 12, up 2 h, policy report
 
 GPU 0  NVIDIA H100 80GB HBM3  ██░░░░░░░░░░░░░░  12000 / 81559 MiB   busy 50%
-  tenant (MiB)                         used   cap  alloc  pools  overhead  denied  throttled  time cap  share  enforced
-  train-1            ████████████████  3720  8192   3000    200       520       4      1.5 s         -      -  OVER
-  └ 1234 python                        4096                                                                    no shim
-  web                ███████░░░░░░░░░  3720  8192   3000    200       520       4      1.5 s       25%      -  full
+  tenant (MiB)                      used   cap  alloc  pools  overhead  denied   GPU time  p99 wait  throttled  enforced
+  train-1         ████████████████  3720  8192   3000    200       520       4      ~100%       4 s      1.5 s  OVER
+    weight 300, class latency, ganged, unpreemptible
+  └ 1234 python                     4096                                                                        no shim
+  web             ███████░░░░░░░░░  3720  8192   3000    200       520       4  25% / 25%     16 ms      1.5 s  full
     pod shop/web-0
     container nginx
-  └ 77 (1) python                      3720
+  └ 7 (1) python                    3720
   train-1: over by 200 MiB
   train-1: process 1234 (python) holds 4096 MiB without the shim
-  web: GPU time is not capped yet
+  web: GPU time is not arbitrated against other tenants: no daemon runs
   outside hamirt: pid 99 Xorg (512 MiB)
 """
 NARROW = f"""\
@@ -98,16 +112,17 @@ hamirt {__version__}   driver 580   SIMULATED GPU
 from the daemon, pid 12, up 2 h, policy report
 
 GPU 0  NVIDIA H100 80GB HBM3  ██░░░░░░░░░░░░░░  12000 / 81559 MiB   busy 50%
-  tenant (MiB)       used   cap  denied  throttled  time cap  share  enforced
-  train-1            3720  8192       4      1.5 s         -      -  OVER
-  └ 1234 python      4096                                            no shim
-  web                3720  8192       4      1.5 s       25%      -  full
+  tenant (MiB)    used   cap  denied   GPU time  p99 wait  throttled  enforced
+  train-1         3720  8192       4      ~100%       4 s      1.5 s  OVER
+    weight 300, class latency, ganged, unpreemptible
+  └ 1234 python   4096                                                no shim
+  web             3720  8192       4  25% / 25%     16 ms      1.5 s  full
     pod shop/web-0
     container nginx
-  └ 77 (1) python    3720
+  └ 7 (1) python  3720
   train-1: over by 200 MiB
   train-1: process 1234 (python) holds 4096 MiB without the shim
-  web: GPU time is not capped yet
+  web: GPU time is not arbitrated against other tenants: no daemon runs
   outside hamirt: pid 99 Xorg (512 MiB)
 """
 
@@ -202,6 +217,7 @@ def test_check_says_what_is_amiss(node: Root) -> None:
         [
             "train-1 on GPU 0: process 1234 (python) holds 4096 MiB without the shim",
             "train-1 on GPU 0: over its cap by 200 MiB",
+            "train-1 on GPU 0: unpreemptible: its work goes on when its turn is over",
         ],
     )
     assert (as_json.returncode, json.loads(as_json.stdout)) == (1, node_to_json(NODE))

@@ -19,7 +19,14 @@ from tests.unit.test_exporter import HEALTH, NODE
 DASHBOARD = TOP / "deploy" / "grafana" / "hamirt.json"
 ALERTS = TOP / "deploy" / "prometheus" / "alerts.yml"
 COLUMNS = 24
-LABELS = {metric.name: {*metric.labels, "job", "instance"} for metric in exporter.METRICS}
+BUCKET = {"histogram": ("_bucket", "le")}
+"""What queries ask for of a histogram: what is added to its name, and the label."""
+LABELS = {
+    metric.name + BUCKET.get(metric.type, ("", ""))[0]: {
+        *metric.labels, *BUCKET.get(metric.type, ())[1:], "job", "instance",
+    }
+    for metric in exporter.METRICS
+}  # fmt: skip
 ALL_LABELS = set().union(*LABELS.values())
 MADE_LABELS = {"driver", "gpu_time"}  # by label_replace
 # What Grafana puts in before it asks.
@@ -111,7 +118,11 @@ def test_the_dashboard_shows_all_but_a_few_metrics() -> None:
         "hamirt_gpu_memory_foreign_bytes",
         "hamirt_gpu_mig_enabled",
         "hamirt_supervisor_up",  # up says it
+        "hamirt_tenant_ganged",
+        "hamirt_tenant_gate_free_seconds_total",
+        "hamirt_tenant_gpu_time_share_sampled",
         "hamirt_tenant_problem",  # the table's reason says it
+        "hamirt_tenant_waiting_threads",  # throttled is their sum over time
         "hamirt_tenant_weight",
     }
 

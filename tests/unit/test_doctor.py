@@ -224,7 +224,7 @@ def test_daemon() -> None:
     assert doctor.check_daemon(root, HamirtError("it hangs")) == Check("daemon", "bad", "it hangs", restart)
     assert doctor.check_daemon(root, None) == Check(
         "daemon", "warning", "no supervisor answers at /run/hamirt",
-        "start hamirt daemon for live limits and metrics; caps hold without it",
+        "start hamirt daemon for fair shares of GPU time, live limits and metrics; caps hold without it",
     )  # fmt: skip
     assert doctor.check_daemon(root, old) == Check(
         "daemon", "warning", f"version 0.0.1, pid 77, policy kill; this is {__version__}",

@@ -4,36 +4,31 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from hamirt import __version__, exporter
+from hamirt import __version__, exporter, metrics
 from hamirt.model import (
     Card,
     CardProcess,
-    DeviceUsage,
     Driver,
     Enforcement,
+    GateState,
     Health,
     LatencyClass,
     Level,
-    Limit,
-    Limits,
+    Metering,
     Node,
     ProcessView,
+    ShareSource,
     Standing,
     Supervisor,
     Tenant,
     TenantCard,
-    TenantPages,
-    TenantRecord,
-    Usage,
 )
-from hamirt.survey import survey
 from hamirt.units import GIB, MIB
 from tests.support import TOP
 
@@ -62,9 +57,14 @@ TRAIN = TenantCard(
     weight=200,
     latency_class=LatencyClass.LATENCY,
     busy_ratio=0.125,
+    busy_source=ShareSource.METERED,
     throttled_seconds=1.5,
+    bus_bytes=GIB,
     unshimmed=(CARDS[0].processes[1],),
-    time_enforcement=Enforcement(Level.NONE, "GPU time is not capped yet"),
+    time_enforcement=Enforcement(Level.FULL, None),
+    metering=Metering(
+        GateState.WINDOWED, 12.5, 3.5, 700, 2, unpreemptible=True, ganged=True, waiting=3, waits=(4, 0, 2, 1)
+    ),
 )
 BARE = TenantCard(
     index=0,
@@ -79,6 +79,8 @@ BARE = TenantCard(
     over=False,
     enforcement=Enforcement(Level.NONE, "uncapped"),
     processes=(),
+    busy_ratio=0.5,
+    busy_source=ShareSource.SAMPLED,
 )
 NODE = Node(
     driver=Driver("580.159.04", CARDS, simulated=False),
@@ -108,7 +110,12 @@ Samples = dict[tuple[str, ...], float]
 
 def scrape(node: Node = NODE, health: Health = HEALTH, *, hami: bool = False) -> dict[str, Samples]:
     """Return what Prometheus reads, by the metric's name and the values of its labels as the table orders them."""
-    order = {metric.name: metric.labels for metric in (*exporter.METRICS, *exporter.HAMI_METRICS)}
+    order: dict[str, tuple[str, ...]] = {}
+    for metric in (*exporter.METRICS, *exporter.HAMI_METRICS):
+        names = [metric.name]
+        if metric.type == "histogram":
+            names = [f"{metric.name}_{part}" for part in ("bucket", "count", "sum")]
+        order |= {name: (*metric.labels, *(("le",) if name.endswith("_bucket") else ())) for name in names}
     found: dict[str, Samples] = {}
     for family in text_string_to_metric_families(exporter.render(node, health, hami=hami).decode()):
         for sample in family.samples:
@@ -154,14 +161,28 @@ def test_the_tenants_and_what_is_not_known_of_them() -> None:
         "memory_drift_bytes": {train: 4 * GIB - 520 * MIB},
         "memory_over_bytes": {train: 3 * GIB},
         "gpu_time_cap_ratio": {train: 0.3},
-        "gpu_time_share_ratio": {train: 0.125},
+        "gpu_time_share_ratio": {train: 0.125, bare: 0.5},
+        "gpu_time_share_sampled": {train: 0, bare: 1},
+        "gpu_time_seconds_total": {train: 12.5},
+        "gate_free_seconds_total": {train: 3.5},
+        "slots_total": {train: 700},
+        "slot_misses_total": {train: 2},
+        "unpreemptible": {train: 1},
+        "ganged": {train: 1},
+        "waiting_threads": {train: 3},
+        "launch_wait_seconds_bucket": {
+            (*train, "1e-06"): 4, (*train, "2e-06"): 4, (*train, "4e-06"): 6, (*train, "+Inf"): 7,
+        },
+        "launch_wait_seconds_count": {train: 7},
+        "launch_wait_seconds_sum": {train: 1.5},
         "weight": {train: 200, bare: 100},
         "throttled_seconds_total": {train: 1.5, bare: 0},
+        "bus_bytes_total": {train: GIB, bare: 0},
         "denials_total": {train: 4, bare: 0},
         "processes": {train: 1, bare: 0},
         "unshimmed_processes": {train: 1, bare: 0},
         "enforcement_info": {(*train, "partial", "unshimmed"): 1, (*bare, "none", "uncapped"): 1},
-        "gpu_time_enforcement_info": {(*train, "none", "not_capped_yet"): 1},
+        "gpu_time_enforcement_info": {(*train, "full", "enforced"): 1},
         "info": {
             ("train-1-aaa", "train-1", "c0ffee", "lab/train-0", "latency", "false"): 1,
             ("bare-bbb", "bare", "", "", "normal", "false"): 1,
@@ -224,37 +245,6 @@ def test_a_simulated_tenant_does_not_claim_a_real_card() -> None:
     assert scrape(node)["hamirt_gpu_memory_caps_bytes"][("GPU-aa", "0")] == 0
 
 
-def seen(**changed: object) -> tuple[Tenant, TenantCard]:
-    """Return a capped tenant as survey sees it, with some of its pages changed."""
-    pages = TenantPages(
-        id="t-1",
-        folder=Path("/t"),
-        record=TenantRecord("t-1", "t", 5, ("t",), simulated=False, unenforced=None),
-        limits=Limits("t", False, 1, (Limit("GPU-aa", 8 * GIB, 80 * GIB, None),)),
-        usage=Usage((DeviceUsage(False, None),), ()),
-        problem=None,
-    )
-    (tenant,) = survey(NODE.driver, None, [replace(pages, **changed)], {}, inside=False).tenants  # type: ignore[arg-type]
-    return tenant, tenant.cards[0]
-
-
-def test_every_reason_has_its_code() -> None:
-    tenant, card = NODE.tenants[0], TRAIN
-    partial = Enforcement(Level.PARTIAL, "something new")
-    record = TenantRecord("t-1", "t", 5, ("t",), simulated=False, unenforced="t is statically linked")
-
-    assert {
-        "enforced": exporter.reason_code(*seen()),
-        "uncapped": exporter.reason_code(*seen(limits=Limits("t", False, 1, (Limit("GPU-aa", None, 80 * GIB, None),)))),
-        "unreadable": exporter.reason_code(*seen(usage=None, problem="the page /t is damaged")),
-        "unshimmed": exporter.reason_code(tenant, card),
-        "over": exporter.reason_code(tenant, replace(card, unshimmed=())),
-        "estimated": exporter.reason_code(*seen(usage=Usage((DeviceUsage(True, None),), ()))),
-        "not_preloaded": exporter.reason_code(*seen(record=record)),
-        "other": exporter.reason_code(tenant, replace(card, unshimmed=(), over=False, enforcement=partial)),
-    } == {code: code for code in exporter.REASONS}
-
-
 def test_names_that_would_break_the_format_are_quoted_or_replaced() -> None:
     hostile = 'a"b\\c\nd} 1\n# TYPE x\x00\ud800é' + "x" * 1000
     shown = 'a"b\\c?d} 1?# TYPE x??é' + "x" * 1000
@@ -299,10 +289,10 @@ def test_the_table_is_consistent() -> None:
 def test_the_documentation_names_every_metric_and_no_other() -> None:
     text = (TOP / "docs" / "metrics.md").read_text()
 
-    described = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) - set(exporter.REASONS)
+    described = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) - set(metrics.REASONS)
     assert {name for name in described if name.startswith("hamirt_")} == {m.name for m in exporter.METRICS}
     assert [metric.name for metric in exporter.HAMI_METRICS if f"| `{metric.name}` |" not in text] == []
-    assert [code for code in (*exporter.REASONS, *exporter.EVENTS) if f"`{code}`" not in text] == []
+    assert [code for code in (*metrics.REASONS, *metrics.EVENTS) if f"`{code}`" not in text] == []
 
 
 def test_hami_names_are_only_exported_when_asked_for() -> None:
@@ -328,11 +318,11 @@ def test_hami_metrics_have_its_labels_and_units(monkeypatch: pytest.MonkeyPatch)
         "hami_vgpu_memory_used_bytes": used,
         "hami_vgpu_memory_limit_bytes": limit,
         "hami_container_device_memory_bytes": used,
-        "hami_container_device_utilization_ratio": {train: 12.5},
+        "hami_container_device_utilization_ratio": {train: 12.5, bare: 50},
         "vGPU_device_memory_usage_in_bytes": used,
         "vGPU_device_memory_limit_in_bytes": limit,
         "Device_memory_desc_of_container": used,
-        "Device_utilization_desc_of_container": {train: 12.5},
+        "Device_utilization_desc_of_container": {train: 12.5, bare: 50},
         "hami_gpu_memory_limit_bytes": {host[0]: 80 * GIB, host[1]: 80 * GIB},
         "hami_gpu_memory_allocated_bytes": {(*host[0], "100"): 88 * GIB, (*host[1], "100"): 0},
         "hami_node_gpu_memory_allocated_ratio": {host[0][:4]: 1.1, host[1][:4]: 0},

@@ -72,6 +72,15 @@ def test_what_holds_for_gpu_time_holds_on_every_card() -> None:
     )
 
 
+def test_all_of_the_time_is_no_cap() -> None:
+    limits = plan_limits(
+        NODE, ("0",), None, allow_on_error=False, measured={}, predicted_context_bytes=0, reserve_bytes=0,
+        time_percent=100,
+    )  # fmt: skip
+
+    assert limits.devices[0].time_percent is None
+
+
 @pytest.mark.parametrize(
     ("gpus", "mem", "says"),
     [

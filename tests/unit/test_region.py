@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from hamirt import pages, region
 from hamirt._region import ffi, lib
 from hamirt.errors import HamirtError
-from hamirt.model import DeviceUsage, KindBytes, Limit, Limits, Slot, Usage, Use
+from hamirt.model import DeviceUsage, Gate, GateState, KindBytes, LatencyClass, Limit, Limits, Slot, Usage, Use
 from hamirt.units import GIB, MIB
 
 LIMITS = Limits(
     tenant="train-1",
     allow_on_error=True,
     node_devices=8,
-    devices=(Limit("GPU-aa", 8 * GIB, 80 * GIB, 520 * MIB), Limit("GPU-bb", None, 80 * GIB, None)),
+    devices=(
+        Limit("GPU-aa", 8 * GIB, 80 * GIB, 520 * MIB),
+        Limit("GPU-bb", None, 80 * GIB, None, 25, 300, LatencyClass.LATENCY),
+    ),
     epoch=7,
     lease_ns=123,
 )
@@ -72,6 +75,8 @@ def fill_slot(page: Any, index: int) -> None:
     use.kind_bytes[lib.HM_POOL] = 2 * MIB
 
 
+NO_WAITS = (0,) * lib.HM_WAITS
+FRESH = DeviceUsage(False, None, waits=NO_WAITS)
 NOTHING = Use(0, 0, 0, KindBytes(0, 0, 0, 0, 0, 0, 0), 0, 0)
 SOMETHING = Use(4 * MIB, 2 * MIB, 520 * MIB, KindBytes(0, 0, 2 * MIB, 0, 0, 0, 0), 3, 1)
 
@@ -94,9 +99,7 @@ def test_pages_are_open_to_the_tenant_whatever_the_umask(tmp_path: Path) -> None
 
 
 def test_a_fresh_usage_page_is_empty_and_has_its_room(usage_path: Path) -> None:
-    nothing = DeviceUsage(False, None)
-
-    assert region.read_usage(usage_path, 2) == Usage((nothing, nothing), ())
+    assert region.read_usage(usage_path, 2) == Usage((FRESH, FRESH), ())
     assert usage_path.stat().st_blocks * 512 >= region.USAGE_BYTES
 
 
@@ -111,7 +114,7 @@ def test_only_a_slot_with_its_lock_held_is_alive(usage_path: Path) -> None:
         assert region.has_living_slot(usage_path)
 
     assert usage == Usage(
-        (DeviceUsage(False, None), DeviceUsage(False, 520 * MIB)),
+        (FRESH, DeviceUsage(False, 520 * MIB, waits=NO_WAITS)),
         (Slot(5, 42, 4026531836, "python", (NOTHING, SOMETHING)),),
     )
     assert not region.has_living_slot(usage_path)
@@ -244,22 +247,101 @@ def test_kinds_come_back_by_their_names(usage_path: Path) -> None:
         for name in names:
             page.slot[0].use[0].kind_bytes[getattr(lib, f"HM_{name.upper()}")] = len(name)
         page.slot[0].use[0].throttled_ns = 5
+        page.slot[0].use[0].bus_bytes = 1 << 60  # months of copying
+        page.slot[0].use[0].waiting, page.slot[0].use[0].busy = 3, 1
 
     with slot_lock(usage_path, 0):
         use = region.read_usage(usage_path, 1).slots[0].uses[0]
 
     assert use.kinds == KindBytes(**{name: len(name) for name in names})
-    assert use.throttled_ns == 5
+    assert (use.throttled_ns, use.bus_bytes, use.busy, use.waiting) == (5, 1 << 60, True, 3)
+
+
+def fill_gate(gate: Any, state: int) -> None:
+    gate.word = 7 * lib.HM_GATE_SLOT | state
+    gate.charged_ns, gate.free_ns, gate.slots, gate.misses, gate.unpreemptible = 5_000_000_000, 11, 8, 2, 1
+    gate.credit_ns = gate.virtual_ns = -1
+
+
+def test_the_leaders_gates_and_the_waits_come_back(usage_path: Path) -> None:
+    with changed_usage(usage_path) as page:
+        fill_gate(page.device[1].gate, lib.HM_GATE_WINDOWED)
+        page.device[0].gate.lease_ns, page.device[1].gate.lease_ns = 99, 5
+        page.device[1].ganged = 1
+        page.device[1].waits = list(range(lib.HM_WAITS))
+
+    devices = region.read_usage(usage_path, 2).devices
+
+    gate = Gate(GateState.WINDOWED, 5_000_000_000, 11, 8, 2, unpreemptible=True, lease_ns=99)
+    waits = tuple(range(lib.HM_WAITS))
+    assert devices == (
+        DeviceUsage(False, None, Gate(lease_ns=99), NO_WAITS),
+        DeviceUsage(False, None, gate, waits, ganged=True),
+    )
+
+
+def test_the_supervisors_gates_come_back_as_they_are_now(limits_path: Path) -> None:
+    page = ffi.new("struct hm_limits *")
+    ffi.buffer(page)[:] = limits_path.read_bytes()
+    before = region.read_gates(limits_path, 2)
+    fill_gate(page.device[0].gate, lib.HM_GATE_FREE)
+    page.lease_ns = 0
+    with open(limits_path, "r+b") as file:
+        file.write(bytes(ffi.buffer(page)))
+
+    assert before == (Gate(lease_ns=123), Gate(lease_ns=123))
+    assert region.read_gates(limits_path, 2) == (Gate(GateState.FREE, 5_000_000_000, 11, 8, 2, True), Gate())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("word", 7, "in no state that hamirt knows"),
+        ("charged_ns", 1 << 63, "it counts"),
+        ("free_ns", (1 << 64) - 1, "it counts"),
+    ],
+)
+def test_an_impossible_gate_is_damage(usage_path: Path, limits_path: Path, field: str, value: int, says: str) -> None:
+    with changed_usage(usage_path) as page:
+        setattr(page.device[0].gate, field, value)
+    limits = ffi.new("struct hm_limits *")
+    ffi.buffer(limits)[:] = limits_path.read_bytes()
+    setattr(limits.device[1].gate, field, value)
+    limits_path.write_bytes(bytes(ffi.buffer(limits)))
+
+    with pytest.raises(HamirtError, match=says):
+        region.read_usage(usage_path, 1)
+    with pytest.raises(HamirtError, match=says):
+        region.read_gates(limits_path, 2)
+    assert region.read_limits(limits_path) == LIMITS  # limits hold whatever the gates are
+
+
+def test_an_impossible_count_of_waits_is_damage(usage_path: Path) -> None:
+    with changed_usage(usage_path) as page:
+        page.device[0].waits[3] = 1 << 60
+
+    with pytest.raises(HamirtError, match="it counts"):
+        region.read_usage(usage_path, 1)
+
+
+@pytest.mark.parametrize(("field", "value"), [("time_percent", 101), ("weight", 0)])
+def test_a_share_of_gpu_time_that_is_none_is_damage(limits_path: Path, field: str, value: int) -> None:
+    page = ffi.new("struct hm_limits *")
+    ffi.buffer(page)[:] = limits_path.read_bytes()
+    setattr(page.device[1], field, value)
+    limits_path.write_bytes(bytes(ffi.buffer(page)))
+
+    with pytest.raises(HamirtError, match="a share of GPU time is out of its range"):
+        region.read_limits(limits_path)
 
 
 def test_a_held_page_is_read_whatever_lies_at_its_path(usage_path: Path, limits_path: Path) -> None:
-    nothing = DeviceUsage(False, None)
     with region.open_page(usage_path, "usage") as usage, region.open_page(limits_path, "limits") as limits:
         for path in (usage_path, limits_path):
             path.unlink()
             os.mkfifo(path)
 
-        assert region.read_usage(usage_path, 2, usage) == Usage((nothing, nothing), ())
+        assert region.read_usage(usage_path, 2, usage) == Usage((FRESH, FRESH), ())
         assert region.read_limits(limits_path, limits) == LIMITS
 
 

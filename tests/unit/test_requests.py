@@ -50,6 +50,12 @@ def test_a_request_for_a_change() -> None:
     assert read_change(json.dumps(CHANGE).encode()) == Change({"GPU-a": change})
 
 
+def test_all_of_the_time_is_no_cap() -> None:
+    whole = {"devices": {"GPU-a": {"time_percent": 100}}}
+
+    assert read_change(json.dumps(whole).encode()) == Change({"GPU-a": {"time_percent": None}})
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

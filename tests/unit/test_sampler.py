@@ -34,7 +34,7 @@ def totals(*pages: Usage) -> list[int]:
     tally, found = _Tally(), []
     for one in pages:
         tally.add(one)
-        found.append(tally.totals.get(0, Totals(0, 0)).denials)
+        found.append(tally.totals.get(0, Totals(0, 0, 0)).denials)
     return found
 
 
@@ -51,7 +51,16 @@ def test_throttled_time_is_counted_alike() -> None:
     tally.add(page((0, 7, 0, 5)))
     tally.add(page((0, 8, 0, 6)))
 
-    assert tally.totals == {0: Totals(0, 11)}
+    assert tally.totals == {0: Totals(0, 11, 0)}
+
+
+def test_so_are_bytes_over_the_bus() -> None:
+    tally = _Tally()
+    for copied in (7, 9, 2):
+        use = replace(NOTHING, bus_bytes=copied)
+        tally.add(Usage((DeviceUsage(False, None),), (Slot(0, 7, 1, "x", (use,)),)))
+
+    assert tally.totals == {0: Totals(0, 0, 11)}
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2), st.integers(0, 1 << 48), st.just(0)))))

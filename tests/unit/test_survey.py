@@ -6,17 +6,21 @@ from pathlib import Path
 import pytest
 
 from hamirt.members import Process, Verdict
+from hamirt.metering import ALONE, NOBODY
 from hamirt.model import (
     Card,
     CardProcess,
     DeviceUsage,
     Driver,
     Enforcement,
+    Gate,
+    GateState,
     KindBytes,
     LatencyClass,
     Level,
     Limit,
     Limits,
+    Metering,
     ProcessView,
     Slot,
     Standing,
@@ -27,7 +31,7 @@ from hamirt.model import (
     Usage,
     Use,
 )
-from hamirt.survey import Claim, Totals, claims_of, intruders, judged, select, survey, violations
+from hamirt.survey import Claim, Gates, Totals, claims_of, intruders, judged, select, survey, violations
 from hamirt.units import GIB, MIB
 
 HERE, ELSEWHERE = 4026531836, 4026532999
@@ -74,6 +78,7 @@ def test_a_tenant_on_its_card() -> None:
         over=False,
         enforcement=Enforcement(Level.FULL, None),
         processes=(ProcessView(7, 7, "python", 3 * GIB + 520 * MIB, 4 * GIB),),
+        metering=Metering(GateState.FREE),
     )
     assert node.tenants == (Tenant("train-1-abc", "train-1", False, None, (card,)),)
     assert card.used_bytes == 3 * GIB + 520 * MIB
@@ -155,22 +160,72 @@ def test_two_slots_that_claim_one_process_do_not_both_get_it() -> None:
 
 
 def test_totals_count_the_dead_too() -> None:
-    totals = {("train-1-abc", 0): Totals(11, 2_500_000_000)}
+    totals = {("train-1-abc", 0): Totals(11, 2_500_000_000, 77)}
 
     card = survey(DRIVER, None, [PAGES], PIDS, inside=False, totals=totals).tenants[0].cards[0]
 
-    assert (card.denials, card.throttled_seconds) == (11, 2.5)
+    assert (card.denials, card.throttled_seconds, card.bus_bytes) == (11, 2.5, 77)
 
 
-def test_a_time_cap_is_said_not_to_hold_yet() -> None:
+TIMED = replace(PAGES, limits=Limits("train-1", False, 2, (Limit("GPU-bb", 8 * GIB, 80 * GIB, None, 25),)))
+NOW = 5_000
+LED = Gate(GateState.WINDOWED, 1_500_000_000, 0, 3, 1, unpreemptible=True, lease_ns=NOW + 1)
+
+
+def timed_card(pages: TenantPages, driver: Driver | None = DRIVER, gate: Gate = LED) -> TenantCard:
+    gates = Gates({"train-1-abc": (gate,)}, NOW)
+    return survey(driver, None, [pages], PIDS, inside=False, gates=gates).tenants[0].cards[0]
+
+
+def test_what_is_known_of_gpu_time() -> None:
     limit = Limit("GPU-bb", 8 * GIB, 80 * GIB, None, 25, 300, LatencyClass.BATCH)
 
-    card = tenant_card(replace(PAGES, limits=Limits("train-1", False, 2, (limit,))))
+    card = timed_card(replace(PAGES, limits=Limits("train-1", False, 2, (limit,))))
 
     assert (card.time_percent, card.weight, card.latency_class) == (25, 300, LatencyClass.BATCH)
-    assert card.enforcement == Enforcement(Level.FULL, None)
-    assert card.time_enforcement == Enforcement(Level.NONE, "GPU time is not capped yet")
+    assert card.metering == Metering(GateState.WINDOWED, 1.5, 0.0, 3, 1, unpreemptible=True)
+    assert card.time_enforcement == Enforcement(Level.FULL, None)
     assert card.busy_ratio is None
+
+
+def test_a_time_cap_holds_without_a_supervisor_as_long_as_somebody_leads() -> None:
+    busy = replace(USE, busy=True)
+    slots = (Slot(0, 7, HERE, "python", (busy,)),)
+    left = replace(TIMED, usage=Usage((DeviceUsage(False, None),), slots))
+    led = replace(TIMED, usage=Usage((DeviceUsage(False, None, LED),), slots))
+
+    assert timed_card(TIMED, gate=Gate()).time_enforcement == Enforcement(Level.FULL, ALONE)
+    assert timed_card(led, gate=Gate()).time_enforcement == Enforcement(Level.FULL, ALONE)
+    assert timed_card(left, gate=Gate()).time_enforcement == Enforcement(Level.NONE, NOBODY)
+    assert timed_card(left).time_enforcement == Enforcement(Level.FULL, None)
+
+
+def test_a_time_cap_holds_for_nothing_without_the_shim() -> None:
+    bare = "process 8 (sneak) holds 3072 MiB without the shim"
+    damaged = replace(TIMED, usage=None, problem="the page is damaged")
+    static = replace(TIMED, record=replace(RECORD, unenforced="it is statically linked"))
+
+    assert timed_card(TIMED, with_processes(OWN, BARE)).time_enforcement == Enforcement(Level.NONE, bare)
+    assert timed_card(damaged).time_enforcement == Enforcement(Level.NONE, "the page is damaged")
+    assert timed_card(damaged).metering is None
+    assert timed_card(static).time_enforcement == Enforcement(Level.NONE, "it is statically linked")
+
+
+def test_violations_of_gpu_time_are_told() -> None:
+    def told(pages: TenantPages, gate: Gate = LED) -> list[str]:
+        gates = Gates({"train-1-abc": (gate,)}, NOW)
+        return violations(survey(DRIVER, None, [pages], PIDS, inside=False, gates=gates))
+
+    quiet = replace(LED, unpreemptible=False)
+    busy = Usage((DeviceUsage(False, None),), (Slot(0, 7, HERE, "python", (replace(USE, busy=True),)),))
+    static = replace(TIMED, record=replace(RECORD, unenforced="it is statically linked"))
+
+    assert told(TIMED, quiet) == []
+    assert told(TIMED) == ["train-1 on GPU 1: unpreemptible: its work goes on when its turn is over"]
+    assert told(replace(TIMED, usage=busy), Gate()) == [
+        f"train-1 on GPU 1: its cap on GPU time is not enforced: {NOBODY}"
+    ]
+    assert told(static, quiet) == ["train-1 on GPU 1: its cap is not enforced: it is statically linked"]
 
 
 def test_processes_are_called_what_they_are() -> None:

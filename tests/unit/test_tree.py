@@ -18,7 +18,7 @@ LAYERS = (
     {"__init__", "errors", "_build"},
     {"units", "model", "config"},
     {"region", "nvml", "members", "contexts", "program", "child", "client"},
-    {"pages", "tenants", "plan", "survey", "wire", "exporter"},
+    {"pages", "tenants", "plan", "metering", "survey", "wire", "metrics", "hami", "exporter"},
     {"daemon"},
     {"cli", "__main__"},
 )

@@ -14,10 +14,13 @@ from hamirt.model import (
     CardProcess,
     Driver,
     Enforcement,
+    GateState,
     LatencyClass,
     Level,
+    Metering,
     Node,
     ProcessView,
+    ShareSource,
     Standing,
     Supervisor,
     Tenant,
@@ -43,13 +46,16 @@ ON = TenantCard(
     weight=300,
     latency_class=LatencyClass.BATCH,
     busy_ratio=0.25,
+    busy_source=ShareSource.METERED,
     throttled_seconds=1.5,
+    bus_bytes=1 << 60,
     unshimmed=(BARE,),
-    time_enforcement=Enforcement(Level.NONE, "not yet"),
+    time_enforcement=Enforcement(Level.NONE, "not now"),
+    metering=Metering(GateState.WINDOWED, 1.5, 0.5, 7, 1, True, True, 2, (0, 3, 1), 2e-6, None),
 )
 NODE = Node(
     driver=Driver("580", (Card(0, "GPU-aa", "H100", 1000, 200, None, False, (BARE, CardProcess(9, None))),), True),
-    tenants=(Tenant("t-1", "t", True, None, (ON, replace(ON, time_enforcement=None)), "box", "pod"),),
+    tenants=(Tenant("t-1", "t", True, None, (ON, replace(ON, time_enforcement=None, metering=None)), "box", "pod"),),
     inside=False,
     problem=None,
     supervisor=Supervisor("0.1.0", 12, 3.5, "kill"),
@@ -72,7 +78,7 @@ def test_sums_and_enforcement_are_spelled_out() -> None:
     on = sent(NODE)["tenants"][0]["cards"][0]
 
     assert (on["used_bytes"], on["over_bytes"]) == (105, 5)
-    assert on["enforcement"] == {"memory": "partial", "reason": "why", "gpu_time": "none", "gpu_time_reason": "not yet"}
+    assert on["enforcement"] == {"memory": "partial", "reason": "why", "gpu_time": "none", "gpu_time_reason": "not now"}
 
 
 def test_what_a_newer_supervisor_adds_is_passed_over() -> None:
@@ -84,10 +90,11 @@ def test_what_a_newer_supervisor_adds_is_passed_over() -> None:
 
 def test_what_an_older_supervisor_lacks_is_the_models_default() -> None:
     answer = sent(NODE)
-    for name in ("weight", "unshimmed", "busy_ratio"):
+    for name in ("weight", "unshimmed", "busy_ratio", "metering"):
         del answer["tenants"][0]["cards"][0][name]
 
-    assert node_from_json(answer).tenants[0].cards[0] == replace(ON, weight=100, unshimmed=(), busy_ratio=None)
+    older = replace(ON, weight=100, unshimmed=(), busy_ratio=None, metering=None)
+    assert node_from_json(answer).tenants[0].cards[0] == older
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,8 @@ def test_what_an_older_supervisor_lacks_is_the_models_default() -> None:
         (("tenants", 0, "cards", 0, "denials"), True, "the answer.tenants[0].cards[0].denials"),
         (("tenants", 0, "cards", 0, "latency_class"), "soon", "the answer.tenants[0].cards[0].latency_class"),
         (("tenants", 0, "cards", 0, "enforcement"), [], "the answer.tenants[0].cards[0].enforcement"),
+        (("tenants", 0, "cards", 0, "busy_source"), "guessed", "the answer.tenants[0].cards[0].busy_source"),
+        (("tenants", 0, "cards", 0, "metering", "waits", 1), -0.5, "the answer.tenants[0].cards[0].metering.waits[1]"),
         (("cards", 0, "busy_ratio"), "much", "the answer.driver.cards[0].busy_ratio"),
     ],
 )

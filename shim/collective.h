@@ -1,0 +1,16 @@
+/*
+ * collective.c: kernels that wait on the card for kernels of other processes or devices, as NCCL's do. They are known by
+ * name when the program looks them up.
+ */
+#pragma once
+#include <stdbool.h>
+
+/* A function or kernel was looked up by this name. */
+void hm_collective_named(const void *function, const char *name);
+/* `function` is the kernel's, in some context. */
+void hm_collective_same(const void *function, const void *kernel);
+bool hm_collective_is(const void *function);
+
+/* One was captured: from then on every graph may hold one. */
+void hm_collective_capture(void);
+bool hm_collective_captured(void);

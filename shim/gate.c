@@ -1,0 +1,534 @@
+#include "collective.h"
+#include "meter.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#define LOOK_AGAIN_NS (50 * HM_MS) /* who waits looks so often whether somebody arbitrates */
+#define SPIN_NS (2 * HM_MS)        /* a latency tenant does not sleep for less */
+#define SPINS 100
+#define DROP_TRIES 100000
+
+struct hm_lane hm_lanes[HM_DEVICES];
+static const struct hm_gate open_gate = {.word = HM_GATE_FREE};
+static struct hm_line *lines; /* atomic */
+static bool given_up;         /* atomic */
+static __thread struct hm_line *own[HM_DEVICES] __attribute__((tls_model("initial-exec")));
+static pthread_key_t leaving;
+
+struct hm_line *
+hm_line_first(void)
+{
+    return __atomic_load_n(&lines, __ATOMIC_ACQUIRE); /* pairs with the release of who adds one */
+}
+
+static const struct hm_gate *
+gate_of(const struct hm_lane *lane)
+{
+    return __atomic_load_n(&lane->gate, __ATOMIC_ACQUIRE);
+}
+
+/* The gate's word. Sequentially consistent with our in_launch or entered: who closes the gate sees us, or we see it closed. */
+static uint32_t
+word_of(const struct hm_lane *lane)
+{
+    return __atomic_load_n(&gate_of(lane)->word, __ATOMIC_SEQ_CST);
+}
+
+static const struct hm_gate *
+right_gate(int device, uint64_t now_ns)
+{
+    const struct hm_limit *limit = &hm_tenant.limits->device[device];
+    uint32_t percent = __atomic_load_n(&limit->time_percent, __ATOMIC_RELAXED);
+
+    if (__atomic_load_n(&given_up, __ATOMIC_RELAXED))
+        return &open_gate;
+    if (__atomic_load_n(&hm_tenant.limits->lease_ns, __ATOMIC_ACQUIRE) > now_ns)
+        return &limit->gate;
+    return percent > 0 && percent < 100 ? &hm_tenant.usage->device[device].gate : &open_gate;
+}
+
+bool
+hm_lane_choose(int device, uint64_t now_ns)
+{
+    struct hm_lane *lane = &hm_lanes[device];
+    const struct hm_gate *right = right_gate(device, now_ns);
+    bool same = gate_of(lane) == right;
+
+    if (!same)
+        __atomic_store_n(&lane->gate, right, __ATOMIC_RELEASE);
+    return !same;
+}
+
+void
+hm_gate_give_up(void)
+{
+    __atomic_store_n(&given_up, true, __ATOMIC_RELAXED);
+    for (int i = 0; i < HM_DEVICES; i++)
+        if (hm_lanes[i].use != NULL)
+            hm_lane_choose(i, 0);
+}
+
+static void
+thread_leaves(void *unused)
+{
+    (void)unused;
+    for (int i = 0; i < HM_DEVICES; i++)
+        if (own[i] != NULL)
+            __atomic_store_n(&own[i]->left, true, __ATOMIC_RELEASE);
+}
+
+static void
+make_key(void)
+{
+    pthread_key_create(&leaving, thread_leaves);
+}
+
+/* A line that a thread left behind, with nothing on it that has not ended. */
+static struct hm_line *
+abandoned(int device)
+{
+    for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next) {
+        bool left = true;
+
+        if (line->device == device && line->tail.launches == 0 &&
+            __atomic_load_n(&line->done, __ATOMIC_ACQUIRE) == line->marked &&
+            __atomic_compare_exchange_n(&line->left, &left, false, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_RELAXED))
+            return line;
+    }
+    return NULL;
+}
+
+/* The first launch of this thread on a device. NULL: no memory, or no slot (which was said). */
+static struct hm_line *
+make_line(int device)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    struct hm_lane *lane = &hm_lanes[device];
+    struct hm_slot *slot = hm_slot();
+    struct hm_line *line;
+
+    if (slot == NULL)
+        return NULL;
+    pthread_once(&once, make_key);
+    __atomic_store_n(&lane->use, &slot->use[device], __ATOMIC_RELEASE);
+    hm_lane_choose(device, hm_now_ns());
+    line = abandoned(device);
+    if (line == NULL) {
+        line = aligned_alloc(_Alignof(struct hm_line), sizeof(*line));
+        if (line == NULL)
+            return NULL;
+        *line = (struct hm_line){.device = device, .next = hm_line_first()};
+        while (!__atomic_compare_exchange_n(&lines, &line->next, line, false, __ATOMIC_ACQ_REL,
+                                            __ATOMIC_ACQUIRE))
+            ;
+    }
+    pthread_setspecific(leaving, line);
+    own[device] = line;
+    hm_reaper_start();
+    return line;
+}
+
+/* The thread is in a launch from here on. Whoever holds its line is soon done. */
+static void
+begin_launch(struct hm_line *line)
+{
+    __atomic_store_n(&line->in_launch, 1, __ATOMIC_SEQ_CST); /* partner: hm_line_hold */
+    for (int i = 0; __atomic_load_n(&line->held, __ATOMIC_SEQ_CST) != 0; i++)
+        if (i > SPINS)
+            sched_yield();
+}
+
+static void
+end_launch(struct hm_line *line)
+{
+    __atomic_store_n(&line->in_launch, 0, __ATOMIC_RELEASE); /* partner: hm_line_hold */
+}
+
+bool
+hm_line_hold(struct hm_line *line)
+{
+    __atomic_store_n(&line->held, 1, __ATOMIC_SEQ_CST); /* partner: begin_launch */
+    if (__atomic_load_n(&line->in_launch, __ATOMIC_SEQ_CST) == 0)
+        return true;
+    __atomic_store_n(&line->held, 0, __ATOMIC_RELEASE);
+    return false;
+}
+
+void
+hm_line_release(struct hm_line *line)
+{
+    __atomic_store_n(&line->held, 0, __ATOMIC_RELEASE);
+}
+
+/*
+ * The gate is closed, and a process of this tenant waits on the card for something that ours has yet to launch: then we
+ * go on, or neither ever ends. Only as far as the others are.
+ */
+static bool
+is_waited_for(int device, const struct hm_use *use)
+{
+    uint32_t ours = __atomic_load_n(&use->collectives, __ATOMIC_RELAXED);
+
+    if (ours == 0 ||
+        __atomic_load_n(&hm_tenant.usage->device[device].ganged, __ATOMIC_RELAXED) == 0)
+        return false;
+    for (uint32_t i = 0; i < hm_slots(); i++) {
+        const struct hm_slot *slot = &hm_tenant.usage->slot[i];
+
+        for (uint32_t d = 0; d < hm_tenant.limits->device_count; d++)
+            if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) != 0 &&
+                (int32_t)(__atomic_load_n(&slot->use[d].collectives, __ATOMIC_ACQUIRE) - ours) >
+                    0 &&
+                __atomic_load_n(&slot->use[d].drained, __ATOMIC_ACQUIRE) !=
+                    __atomic_load_n(&slot->use[d].entered, __ATOMIC_RELAXED))
+                return true;
+    }
+    return false;
+}
+
+static void
+count_wait(int device, struct hm_use *use, uint64_t waited_ns)
+{
+    uint64_t us = waited_ns / HM_US;
+    int bucket = us == 0 ? 0 : 64 - __builtin_clzll(us);
+
+    if (bucket >= HM_WAITS)
+        bucket = HM_WAITS - 1;
+    __atomic_fetch_add(&hm_tenant.usage->device[device].waits[bucket], 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&use->throttled_ns, waited_ns, __ATOMIC_RELAXED);
+}
+
+/* Streams of a thread's own can be marked by nobody else. */
+static void
+mark_own_notes(struct hm_line *line)
+{
+    uint32_t count = line->noted < HM_NOTED ? line->noted : HM_NOTED;
+
+    begin_launch(line);
+    for (uint32_t i = 0; i < count; i++)
+        if (line->note[i].stream == CU_STREAM_PER_THREAD && line->note[i].launches > 0)
+            hm_window_mark_apart(line, &line->note[i]);
+    end_launch(line);
+}
+
+/* Until the gate is open, or opens for nobody any more. */
+static void
+wait_for_gate(int device, struct hm_line *line)
+{
+    struct hm_lane *lane = &hm_lanes[device];
+    struct hm_use *use = lane->use;
+    uint64_t start_ns = hm_now_ns(), now_ns = start_ns;
+    bool latency = hm_tenant.limits->device[device].latency_class == HM_LATENCY;
+
+    mark_own_notes(line);
+    if (__atomic_fetch_add(&use->waiting, 1, __ATOMIC_SEQ_CST) == 0)
+        hm_futex_ring(&hm_tenant.usage->bell);
+    for (;;) {
+        const struct hm_gate *gate = gate_of(lane);
+        uint32_t word = __atomic_load_n(&gate->word, __ATOMIC_ACQUIRE);
+
+        if ((word & HM_GATE_STATES) != HM_GATE_CLOSED || is_waited_for(device, use))
+            break;
+        if (gate == &hm_tenant.usage->device[device].gate)
+            hm_leader_see(now_ns);
+        if (!latency || now_ns - start_ns > SPIN_NS)
+            hm_futex_wait(&gate->word, word, LOOK_AGAIN_NS);
+        now_ns = hm_now_ns();
+        hm_lane_choose(device, now_ns);
+    }
+    __atomic_fetch_sub(&use->waiting, 1, __ATOMIC_SEQ_CST);
+    count_wait(device, use, now_ns - start_ns);
+}
+
+/* The gate was open when we looked, and we have not launched in this slot. False: it is another by now. */
+static bool
+enter_slot(struct hm_line *line, struct hm_lane *lane, uint32_t word)
+{
+    __atomic_store_n(&lane->use->entered, word / HM_GATE_SLOT, __ATOMIC_SEQ_CST);
+    if (word_of(lane) != word)
+        return false;
+    line->word = word;
+    return true;
+}
+
+/* The first launch after a pause. */
+static void
+become_busy(int device, struct hm_lane *lane)
+{
+    uint64_t now_ns = hm_now_ns();
+
+    __atomic_store_n(&lane->busy_from_ns, now_ns, __ATOMIC_RELAXED);
+    __atomic_store_n(&lane->use->busy_since_ns, 0, __ATOMIC_RELAXED); /* the reaper's to say */
+    __atomic_store_n(&lane->use->busy, 1, __ATOMIC_SEQ_CST);
+    hm_futex_ring(&hm_tenant.usage->bell);
+    hm_reaper_wake();
+    hm_lane_choose(device, now_ns);
+}
+
+/* While the gate is free: which streams the card may be working on. */
+static void
+note_stream(struct hm_line *line, CUstream stream)
+{
+    for (uint32_t i = 0; i < line->noted && i < HM_NOTED; i++)
+        if (line->note[i].stream == stream && line->note[i].launches > 0)
+            return;
+    if (line->noted < HM_NOTED) {
+        struct hm_tail *note = &line->note[line->noted];
+
+        *note = (struct hm_tail){.stream = stream, .launches = 1};
+        REAL(cuCtxGetCurrent(&note->context));
+    }
+    line->noted += line->noted <= HM_NOTED;
+}
+
+static int
+current_device(void)
+{
+    int device = hm_device_only();
+
+    return device >= 0 ? device : hm_device_current();
+}
+
+/* Nothing but loads and stores of our own line, for a thread that goes on as it did. False: the long way. */
+bool
+hm_gate_is_free(struct hm_pass *pass, CUstream stream)
+{
+    struct hm_line *line;
+    uint32_t word;
+    int device;
+
+    pass->line = NULL;
+    if (!hm_active())
+        return true;
+    device = hm_device_only();
+    if (device < 0 || (line = own[device]) == NULL || hm_capture_count() != 0 ||
+        hm_tenant.limits->device_count > 1)
+        return false;
+    __atomic_store_n(&line->in_launch, 1, __ATOMIC_SEQ_CST); /* partner: hm_line_hold */
+    word = word_of(&hm_lanes[device]);
+    if (HM_LIKELY(word == line->word && (word & HM_GATE_STATES) == HM_GATE_FREE &&
+                  line->tail.stream == stream &&
+                  __atomic_load_n(&line->held, __ATOMIC_SEQ_CST) == 0 && line->noted > 0)) {
+        pass->line = line;
+        return true;
+    }
+    end_launch(line);
+    return false;
+}
+
+/* Processes of the tenant wait for each other on the card: they have to have it at the same time. */
+static void
+count_collective(int device, struct hm_use *use)
+{
+    uint32_t *ganged = &hm_tenant.usage->device[device].ganged;
+
+    __atomic_fetch_add(&use->collectives, 1, __ATOMIC_ACQ_REL); /* partner: is_waited_for */
+    if (__atomic_load_n(ganged, __ATOMIC_RELAXED) == 0)
+        __atomic_store_n(ganged, 1, __ATOMIC_RELEASE);
+}
+
+/* The thread goes on with another stream. Where the tail can't be marked now, it becomes a note, for the reaper. */
+static void
+put_aside(struct hm_line *line)
+{
+    if (hm_window_mark_apart(line, &line->tail))
+        return;
+    if (line->noted < HM_NOTED)
+        line->note[line->noted++] = line->tail;
+    else
+        __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)line->tail.cost_ns,
+                           __ATOMIC_RELAXED); /* it counts as ended */
+    line->tail.launches = 0;
+}
+
+/* The gate lets this launch through to a card of which we mind how much it has to do. False: there is enough. */
+static bool
+pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
+{
+    struct hm_line *line = pass->line;
+    uint64_t window_ns = __atomic_load_n(&gate_of(lane)->window_ns, __ATOMIC_RELAXED);
+
+    if (HM_UNLIKELY(__atomic_load_n(&lane->use->busy, __ATOMIC_SEQ_CST) == 0))
+        become_busy(line->device, lane);
+    if (HM_LIKELY(hm_window_room(line, lane, window_ns, pass->cost_ns)))
+        return true;
+    if (line->tail.launches > 0)
+        hm_window_mark_apart(line, &line->tail);
+    end_launch(line);
+    hm_window_wait(lane, window_ns, pass->cost_ns);
+    return false;
+}
+
+void
+hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
+{
+    int device = hm_active() ? current_device() : -1;
+    struct hm_lane *lane;
+    struct hm_line *line;
+
+    pass->line = NULL;
+    if (device < 0)
+        return;
+    if (hm_capture_runs(stream, false)) {
+        if (work & HM_COLLECTIVE)
+            hm_collective_capture();
+        return;
+    }
+    lane = &hm_lanes[device];
+    line = own[device] != NULL ? own[device] : make_line(device);
+    if (line == NULL)
+        return;
+    *pass = (struct hm_pass){.line = line, .work = work};
+    pass->cost_ns = hm_cost_of(work, &pass->known);
+    for (;;) {
+        uint32_t word;
+
+        begin_launch(line);
+        word = word_of(lane);
+        if (HM_UNLIKELY((word & HM_GATE_STATES) == HM_GATE_CLOSED)) {
+            if (is_waited_for(device, lane->use)) {
+                __atomic_store_n(&lane->use->drained, lane->use->entered - 1, __ATOMIC_SEQ_CST);
+            } else {
+                end_launch(line);
+                wait_for_gate(device, line);
+                continue;
+            }
+        } else if (HM_UNLIKELY(word != line->word) && !enter_slot(line, lane, word)) {
+            end_launch(line);
+            continue;
+        }
+        if (HM_UNLIKELY(line->tail.launches > 0 && line->tail.stream != stream))
+            put_aside(line);
+        if ((word & HM_GATE_STATES) == HM_GATE_FREE) {
+            note_stream(line, stream);
+            break;
+        }
+        if (pass_windowed(pass, lane))
+            break;
+    }
+    if (HM_UNLIKELY(work & HM_COLLECTIVE))
+        count_collective(device, lane->use);
+    pass->windowed = (line->word & HM_GATE_STATES) != HM_GATE_FREE;
+    line->tail.stream = stream;
+}
+
+/* What was launched joins the line's tail, and the tail gets its mark where it is long enough or tells us something. */
+static void
+account(const struct hm_pass *pass)
+{
+    struct hm_line *line = pass->line;
+    struct hm_lane *lane = &hm_lanes[line->device];
+    struct hm_tail *tail = &line->tail;
+
+    __atomic_fetch_add(&lane->ahead_ns, (int64_t)pass->cost_ns, __ATOMIC_RELAXED);
+    if (tail->launches++ == 0) {
+        tail->work = pass->work;
+        tail->begun_ns = hm_now_ns();
+        tail->cost_ns = 0;
+        tail->known = true;
+        REAL(cuCtxGetCurrent(&tail->context));
+    } else if (tail->work != pass->work) {
+        tail->work = 0;
+    }
+    tail->known &= pass->known;
+    tail->cost_ns += pass->cost_ns;
+    lane->use->launches++;
+    if (tail->cost_ns >= HM_MARK_NS || !pass->known || tail->stream == CU_STREAM_PER_THREAD)
+        hm_window_mark(line, tail);
+}
+
+void
+hm_gate_leave(struct hm_pass *pass, CUresult result)
+{
+    if (pass->line == NULL)
+        return;
+    if (pass->windowed && result == CUDA_SUCCESS)
+        account(pass);
+    end_launch(pass->line);
+}
+
+void
+hm_gate_bus(uint64_t bytes)
+{
+    int device = hm_active() ? current_device() : -1;
+    struct hm_slot *slot = device >= 0 ? hm_slot() : NULL;
+
+    if (slot != NULL)
+        __atomic_fetch_add(&slot->use[device].bus_bytes, bytes, __ATOMIC_RELAXED);
+}
+
+/* Take out of a line what waits on a stream (NULL: any) of a context (NULL: any). The reaper is locked out. */
+static void
+drop(struct hm_line *line, CUstream stream, CUcontext context)
+{
+    uint32_t count = line->noted < HM_NOTED ? line->noted : HM_NOTED;
+
+    for (int i = 0; !hm_line_hold(line) && i < DROP_TRIES; i++) /* a launch takes microseconds */
+        sched_yield();
+    for (uint32_t i = 0; i <= count; i++) {
+        struct hm_tail *tail = i < count ? &line->note[i] : &line->tail;
+
+        if (tail->launches > 0 && (stream == NULL || tail->stream == stream) &&
+            (context == NULL || tail->context == context)) {
+            __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)tail->cost_ns,
+                               __ATOMIC_RELAXED);
+            tail->launches = 0;
+        }
+    }
+    for (int i = 0; context != NULL && i < HM_MARKS; i++)
+        if (line->mark[i].context == context) /* its events die with it */
+            line->mark[i].context = NULL;
+    hm_line_release(line);
+}
+
+/* A stream may be made again under the same handle, so that what our lines know of it has to go. */
+void
+hm_gate_stream_goes(CUstream stream)
+{
+    struct hm_line *mine = NULL;
+
+    if (!hm_active() || hm_line_first() == NULL || stream == NULL)
+        return;
+    for (int i = 0; i < HM_DEVICES; i++)
+        if ((mine = own[i]) != NULL && mine->tail.launches > 0 && mine->tail.stream == stream &&
+            !hm_capture_runs(stream, false)) {
+            begin_launch(mine);
+            hm_window_mark_apart(mine, &mine->tail);
+            end_launch(mine);
+        }
+    hm_reaper_lock();
+    for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next)
+        drop(line, stream, NULL);
+    hm_reaper_unlock();
+}
+
+void
+hm_gate_context_goes(void)
+{
+    hm_reaper_lock();
+}
+
+void
+hm_gate_context_gone(CUcontext context, bool gone)
+{
+    for (struct hm_line *line = gone ? hm_line_first() : NULL; line != NULL; line = line->next)
+        drop(line, NULL, context);
+    hm_reaper_unlock();
+}
+
+/* The parent's threads are not ours, and neither is what they launched. Lines are left where they are: leaked, a few KiB. */
+void
+hm_gate_after_fork_child(void)
+{
+    hm_reaper_after_fork_child();
+    hm_leader_after_fork_child();
+    hm_capture_after_fork_child();
+    lines = NULL;
+    for (int i = 0; i < HM_DEVICES; i++) {
+        own[i] = NULL;
+        hm_lanes[i] = (struct hm_lane){0};
+    }
+}

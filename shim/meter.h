@@ -1,0 +1,107 @@
+/*
+ * What gate, window and reaper share: a lane for each device of the tenant, a line for each thread on a device.
+ *
+ * A line is its thread's own. Others touch it only while the thread is not in a launch and can't get into one: the reaper,
+ * holding the line (see hm_line_hold), and whoever ends a stream or a context.
+ */
+#pragma once
+#include "futex.h"
+#include "gate.h"
+
+#define HM_MARKS 64 /* of a line, at a time; a power of two */
+#define HM_NOTED 8  /* streams that a thread uses while the gate is free */
+
+#define HM_US 1000
+#define HM_MS 1000000
+#define HM_IDLE_NS (300 * HM_US)    /* a shorter pause is no pause */
+#define HM_MARK_NS (250 * HM_US)    /* predicted work between two marks */
+#define HM_UNKNOWN_NS (250 * HM_US) /* what nobody has seen yet is taken to be so long */
+
+/* An event on a stream behind some work: that has ended when the event has. */
+struct hm_mark {
+    CUevent event;
+    CUcontext context; /* the event's; NULL: there is none */
+    uint64_t begun_ns; /* when the first of the work was launched */
+    uint64_t cost_ns;  /* predicted */
+    hm_work work;      /* 0: several kinds */
+    uint32_t launches;
+    bool known; /* cost_ns was learned */
+};
+
+/* Launches on one stream that are not marked yet. */
+struct hm_tail {
+    CUstream stream; /* hm_stream_named */
+    CUcontext context;
+    hm_work work; /* 0: several kinds */
+    uint64_t begun_ns, cost_ns;
+    uint32_t launches; /* 0: none */
+    bool known;
+};
+
+struct hm_line {
+    uint32_t in_launch; /* 1 from before it looks at the gate to after the real call; the thread */
+    uint32_t held;      /* 1: the reaper has the line; the reaper */
+    uint32_t word;      /* the gate as it was when it let us pass; the thread */
+    uint32_t marked;    /* marks made, ever; the thread or who holds the line */
+    uint32_t done;      /* of them seen to have ended; the reaper */
+    uint32_t noted;     /* streams noted while free; above HM_NOTED: and some that are not */
+    struct hm_tail tail;
+    struct hm_tail note[HM_NOTED]; /* only stream, context, and launches: 1 */
+    struct hm_mark mark[HM_MARKS];
+    int device;
+    bool left; /* its thread has ended */
+    struct hm_line *next;
+} __attribute__((aligned(64)));
+
+struct hm_lane {
+    const struct hm_gate *gate; /* which one holds for us at present; atomic */
+    struct hm_use *use;         /* of our slot */
+    int64_t ahead_ns;           /* predicted GPU time in flight; atomic */
+    uint64_t oldest_since_ns;   /* since when the card works at the oldest mark; the reaper */
+    uint64_t oldest_cost_ns;    /* its predicted cost; the reaper */
+    uint32_t progress;     /* futex word, raised when work has ended and somebody waits for that */
+    uint32_t crowd;        /* threads that wait for progress */
+    uint64_t busy_from_ns; /* the first launch after a pause; who made it */
+    uint64_t last_done_ns; /* when a mark was last seen to have ended; the reaper */
+} __attribute__((aligned(64)));
+
+extern struct hm_lane hm_lanes[HM_DEVICES];
+
+/* gate.c: all lines; they are never freed, only used again. */
+struct hm_line *hm_line_first(void);
+/* gate.c: look anew who arbitrates for a device. True: somebody else than before. */
+bool hm_lane_choose(int device, uint64_t now_ns);
+/* gate.c: take the line from its thread for a moment, by one at a time: the reaper's lock is held. False: the thread is in
+   a launch. */
+bool hm_line_hold(struct hm_line *line);
+void hm_line_release(struct hm_line *line);
+/* gate.c: from now on everything passes; at the end of the process. */
+void hm_gate_give_up(void);
+
+/* window.c: predicted GPU time of some work. known: it was seen before. */
+uint64_t hm_cost_of(hm_work work, bool *known);
+/* window.c: launches of one kind took so long together. */
+void hm_cost_learn(hm_work work, uint64_t elapsed_ns, uint32_t launches);
+/* window.c: whether `cost_ns` more may be in flight, and the line has places for their marks. */
+bool hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t window_ns,
+                    uint64_t cost_ns);
+/* window.c: wait until there may be room. */
+void hm_window_wait(struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns);
+/* window.c: put a mark behind the line's tail, or behind a stream. By the line's thread or who holds it; the thread has just
+   launched on that stream. */
+void hm_window_mark(struct hm_line *line, struct hm_tail *tail);
+/* window.c: the same at any time, on a stream that lives. False: not now. */
+bool hm_window_mark_apart(struct hm_line *line, struct hm_tail *tail);
+
+/* reaper.c: the thread of this process that sees work end. Started by the first line. */
+void hm_reaper_start(void);
+/* reaper.c: it sleeps and there is something to do. */
+void hm_reaper_wake(void);
+void hm_reaper_after_fork_child(void);
+/* reaper.c: keep it from the driver's objects for a moment. */
+void hm_reaper_lock(void);
+void hm_reaper_unlock(void);
+
+/* leader.c: without a supervisor: see that some process of the tenant arbitrates for it, maybe this one. */
+void hm_leader_see(uint64_t now_ns);
+void hm_leader_after_fork_child(void);

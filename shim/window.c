@@ -1,0 +1,230 @@
+/*
+ * How much a process may have in flight, counted in predicted GPU time. What work takes is learned from marks: the time
+ * from its launch, or from the end of what was before it, to its own end.
+ */
+#include "collective.h"
+#include "meter.h"
+
+#define COSTS 8192 /* kinds of work that are known at a time; a power of two */
+#define PROBES 8
+#define MEAN_OF 16
+#define LONGEST_NS (1000 * HM_MS)
+#define LEAD \
+    4 /* the window's part that the next launch comes ahead of the end of the last; a short one has none */
+#define MARKS_AT_ONCE 2 /* a launch makes at most so many */
+#define LEAST_WAIT_NS (20 * HM_US)
+#define SHORT_WINDOW_NS (500 * HM_US)
+#define SPIN_NS (100 * HM_US) /* of short windows: a sleep takes at least so long */
+
+static struct cost {
+    hm_work work;  /* atomic; 0: unused */
+    uint64_t ns;   /* atomic */
+    uint32_t seen; /* times it was measured; the reaper */
+} costs[COSTS];
+
+static uint64_t
+mix(uint64_t value)
+{
+    value ^= value >> 31;
+    value *= 0x9e3779b97f4a7c15;
+    return value ^ value >> 29;
+}
+
+/* A size to within an eighth. */
+static uint64_t
+rough(uint64_t size)
+{
+    int top = size == 0 ? 0 : 63 - __builtin_clzll(size);
+
+    return top < 4 ? size : (uint64_t)top << 3 | (size >> (top - 3) & 7);
+}
+
+hm_work
+hm_work_kernel(const void *function, unsigned int x, unsigned int y, unsigned int z)
+{
+    hm_work work = mix((uint64_t)function ^ rough((uint64_t)x * y * z) << 52) & ~HM_COLLECTIVE;
+
+    return work | 1 | (hm_collective_is(function) ? HM_COLLECTIVE : 0);
+}
+
+hm_work
+hm_work_bytes(uint64_t bytes)
+{
+    return (mix(rough(bytes) << 8 | 0xc0) & ~HM_COLLECTIVE) | 1;
+}
+
+hm_work
+hm_work_graph(CUgraphExec exec)
+{
+    hm_work work = mix((uint64_t)exec ^ 0x67726170680000) & ~HM_COLLECTIVE;
+
+    return work | 1 | (hm_collective_captured() ? HM_COLLECTIVE : 0);
+}
+
+static struct cost *
+find(hm_work work, bool make)
+{
+    for (uint64_t i = 0; i < PROBES; i++) {
+        struct cost *cost = &costs[(work + i) % COSTS];
+        hm_work found = __atomic_load_n(&cost->work, __ATOMIC_RELAXED);
+
+        if (found == 0 && make &&
+            __atomic_compare_exchange_n(&cost->work, &found, work, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED))
+            return cost;
+        if (found == work)
+            return cost;
+        if (found == 0)
+            return NULL;
+    }
+    return NULL;
+}
+
+uint64_t
+hm_cost_of(hm_work work, bool *known)
+{
+    const struct cost *found = find(work, false);
+    uint64_t ns = found != NULL ? __atomic_load_n(&found->ns, __ATOMIC_RELAXED) : 0;
+
+    *known = ns > 0;
+    return ns > 0 ? ns : HM_UNKNOWN_NS;
+}
+
+/*
+ * A running mean. One measurement may be too short by as much as the next is too long, since ends are seen late, so that
+ * both count alike; but a very long one is somebody else's doing, or the first launch's.
+ */
+void
+hm_cost_learn(hm_work work, uint64_t elapsed_ns, uint32_t launches)
+{
+    struct cost *cost = find(work, true);
+    uint64_t ns = elapsed_ns / launches, before;
+    int64_t share;
+
+    if (cost == NULL)
+        return; /* the table is full there: it stays unknown, and is marked one by one */
+    before = cost->ns;
+    share = cost->seen < MEAN_OF ? 1 + cost->seen : MEAN_OF;
+    if (cost->seen >= MEAN_OF && ns > 2 * before)
+        ns = 2 * before;
+    ns = (uint64_t)((int64_t)before + ((int64_t)ns - (int64_t)before) / share);
+    __atomic_store_n(&cost->ns, ns > LONGEST_NS ? LONGEST_NS : ns < 1 ? 1 : ns, __ATOMIC_RELAXED);
+    cost->seen++;
+}
+
+/* Predicted GPU time that is still to come, ns. */
+static int64_t
+remaining(const struct hm_lane *lane)
+{
+    int64_t ahead = __atomic_load_n(&lane->ahead_ns, __ATOMIC_RELAXED);
+    uint64_t since = __atomic_load_n(&lane->oldest_since_ns, __ATOMIC_RELAXED),
+             cost = __atomic_load_n(&lane->oldest_cost_ns, __ATOMIC_RELAXED), now = hm_now_ns();
+    int64_t done = now > since ? (int64_t)(now - since) : 0;
+
+    return ahead - (done < (int64_t)cost ? done : (int64_t)cost);
+}
+
+/* Short of the room, how long the card still has to work until there is; 0: there is room. */
+static int64_t
+missing(const struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns)
+{
+    int64_t left = remaining(lane),
+            least = window_ns < SHORT_WINDOW_NS ? 0 : (int64_t)(window_ns / LEAD),
+            fits = (int64_t)window_ns - (int64_t)cost_ns;
+
+    if (fits > least)
+        least = fits;
+    return left > least ? left - least : 0;
+}
+
+bool
+hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t window_ns,
+               uint64_t cost_ns)
+{
+    int64_t ahead = __atomic_load_n(&lane->ahead_ns, __ATOMIC_RELAXED);
+
+    if (line->marked - __atomic_load_n(&line->done, __ATOMIC_RELAXED) > HM_MARKS - MARKS_AT_ONCE)
+        return false;
+    return ahead <= 0 || ahead + (int64_t)cost_ns <= (int64_t)window_ns ||
+           missing(lane, window_ns, cost_ns) == 0;
+}
+
+void
+hm_window_wait(struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns)
+{
+    uint32_t progress = __atomic_load_n(&lane->progress, __ATOMIC_ACQUIRE);
+    int64_t needed = missing(lane, window_ns, cost_ns);
+    bool spins = window_ns < SHORT_WINDOW_NS;
+
+    if (spins && needed < SPIN_NS) {
+        uint64_t until = hm_now_ns() + (uint64_t)needed;
+
+        while (hm_now_ns() < until &&
+               __atomic_load_n(&lane->progress, __ATOMIC_ACQUIRE) == progress)
+            ;
+        return;
+    }
+    hm_reaper_wake();
+    __atomic_fetch_add(&lane->crowd, 1,
+                       __ATOMIC_SEQ_CST); /* partner: the reaper, after it raised progress */
+    hm_futex_wait(&lane->progress, progress,
+                  spins                    ? needed - SPIN_NS / 2
+                  : needed > LEAST_WAIT_NS ? needed
+                                           : LEAST_WAIT_NS);
+    __atomic_fetch_sub(&lane->crowd, 1, __ATOMIC_RELAXED);
+}
+
+/* An event of this context to record, in the place of the next mark. False: the driver gives none. */
+static bool
+prepare(struct hm_mark *mark, CUcontext context)
+{
+    if (mark->context == context)
+        return true;
+    if (mark->context != NULL)
+        REAL(cuEventDestroy_v2(mark->event));
+    mark->context = NULL;
+    if (REAL(cuEventCreate(&mark->event, CU_EVENT_DISABLE_TIMING)) != CUDA_SUCCESS)
+        return false;
+    mark->context = context;
+    return true;
+}
+
+void
+hm_window_mark(struct hm_line *line, struct hm_tail *tail)
+{
+    struct hm_mark *mark = &line->mark[line->marked % HM_MARKS];
+    struct hm_lane *lane = &hm_lanes[line->device];
+    CUcontext context = NULL;
+
+    if (line->marked - __atomic_load_n(&line->done, __ATOMIC_ACQUIRE) == HM_MARKS)
+        return; /* hm_window_room does not let it come to this */
+    REAL(cuCtxGetCurrent(&context));
+    if (context != tail->context || !prepare(mark, context) ||
+        REAL(cuEventRecord(mark->event, tail->stream)) != CUDA_SUCCESS) {
+        __atomic_fetch_sub(&lane->ahead_ns, (int64_t)tail->cost_ns, __ATOMIC_RELAXED);
+        tail->launches = 0; /* nobody can tell when it ends: it counts as ended */
+        return;
+    }
+    mark->begun_ns = tail->begun_ns;
+    mark->cost_ns = tail->cost_ns;
+    mark->work = tail->work;
+    mark->launches = tail->launches;
+    mark->known = tail->known;
+    tail->launches = 0;
+    tail->cost_ns = 0;
+    __atomic_store_n(&line->marked, line->marked + 1, __ATOMIC_RELEASE); /* partner: the reaper */
+}
+
+/* Not while anything captures: a record would go into the graph, or end a capture that the stream has to do with. */
+bool
+hm_window_mark_apart(struct hm_line *line, struct hm_tail *tail)
+{
+    bool may;
+
+    hm_capture_lock();
+    may = hm_capture_count() == 0;
+    if (may)
+        hm_window_mark(line, tail);
+    hm_capture_unlock();
+    return may && tail->launches == 0;
+}
