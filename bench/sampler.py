@@ -42,6 +42,14 @@ class Trace:
         highest = max((s.card_bytes for s in self.between(start_ns, end_ns)), default=self.baseline_card_bytes)
         return max(0, highest - self.baseline_card_bytes)
 
+    def peak_sure(self) -> int:
+        """Return the highest footprint that the card's own figure bears out.
+
+        NVML reads the processes of a list one after the other, so that memory which one gives up and another takes
+        meanwhile counts twice in their sum; the card's figure is one number, and never below the footprint.
+        """
+        return max((min(s.tree_bytes, s.card_bytes - self.baseline_card_bytes) for s in self.samples), default=0)
+
     def between(self, start_ns: int, end_ns: int | None) -> list[Sample]:
         """Return the samples taken from start_ns on and before end_ns."""
         return [s for s in self.samples if s.at_ns >= start_ns and (end_ns is None or s.at_ns < end_ns)]

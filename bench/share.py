@@ -132,7 +132,8 @@ def _measured(
         broken: dict[str, str] = {}
         for number, row in enumerate(chosen):
             starts = crew is None or crew.pool is not row.pool
-            needed = row.seconds() + ENDS_S + (row.pool.start_s if starts else 0.0)
+            estimate_s = round(row.seconds() + (row.pool.start_s if starts else 0.0), 1)
+            needed = estimate_s + ENDS_S
             if row.pool.name in broken:
                 yield row, broken[row.pool.name]
                 continue
@@ -153,8 +154,8 @@ def _measured(
                 crew = None
                 yield row, str(error)
                 continue
-            took_s = round(time.monotonic() - begun, 1)
-            yield row, {"name": row.name, "pool": row.pool.name, "estimate_s": needed, "took_s": took_s, "runs": runs}
+            times = {"estimate_s": estimate_s, "took_s": round(time.monotonic() - begun, 1)}
+            yield row, {"name": row.name, "pool": row.pool.name, **times, "runs": runs}
 
 
 def _start(

@@ -103,7 +103,9 @@ def press(setup: Setup, kind: str, processes: int, threads: int, seconds: float,
         "status_before": said,
         "status_after": said_after,
         "counted": ended.result(),
-        "peak_bytes": trace.peak_tree(),
+        "peak_bytes": trace.peak_sure(),
+        "peak_sum_bytes": trace.peak_tree(),
+        "peak_card_bytes": trace.peak_card(),
         "hz": trace.rate(),
         "trace": trace.summary(),
         "ended": ended.as_dict(),
@@ -129,7 +131,8 @@ def bars_of(found: dict[str, Any], judged: bool) -> list[Bar]:
         unfit.append(f"{counted['not_logged']} calls were not logged")
     if found["hz"] < BAR_HZ:
         unfit.append(f"sampled at {found['hz']:.0f} Hz only")
-    measured = f"own count {own / MIB:+.0f} MiB, NVML {seen / MIB:+.0f} MiB at most"
+    listed = found["peak_sum_bytes"] - cap
+    measured = f"own count {own / MIB:+.0f} MiB, NVML {seen / MIB:+.0f} MiB at most, sum of a list {listed / MIB:+.0f}"
     over = own > 0 or seen > 0
     verdict: Any = "fail" if over else "not resolved" if unfit else "pass"
     bars = [Bar(title, "never above the cap", measured, verdict, "; ".join([*unfit, found["summary"]]))]

@@ -31,14 +31,17 @@ def meter(limit: Limit, supervised: Gate, device: DeviceUsage, uses: Sequence[Us
 
     `supervised` is the supervisor's gate, NOTHING where there never was one.
     """
-    own = device.gate
+    own, led = device.gate, is_led(supervised, now_ns)
+    alone = GateState.FREE if limit.time_percent is None else own.state
     return Metering(
-        gate=_state(limit, supervised, own, now_ns),
+        gate=supervised.state if led else alone,
+        supervised=led,
         charged_seconds=(supervised.charged_ns + own.charged_ns) / 1e9,
+        supervised_seconds=supervised.charged_ns / 1e9,
         free_seconds=(supervised.free_ns + own.free_ns) / 1e9,
         slots=supervised.slots + own.slots,
         misses=supervised.misses + own.misses,
-        unpreemptible=(supervised if is_led(supervised, now_ns) else own).unpreemptible,
+        unpreemptible=(supervised if led else own).unpreemptible,
         ganged=device.ganged,
         waiting=sum(use.waiting for use in uses),
         waits=device.waits,
@@ -86,9 +89,3 @@ def wait_at_most(waits: Sequence[int], ratio: float) -> float | None:
 def bucket_end_seconds(bucket: int) -> float:
     """Return how long the waits in a bucket took at most."""
     return float(1 << bucket) / 1e6
-
-
-def _state(limit: Limit, supervised: Gate, own: Gate, now_ns: int) -> GateState:
-    if is_led(supervised, now_ns):
-        return supervised.state
-    return GateState.FREE if limit.time_percent is None else own.state

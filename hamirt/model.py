@@ -259,8 +259,12 @@ class Metering:
     """What was seen of a tenant's GPU time on a card. Sums and counts are ever."""
 
     gate: GateState
+    supervised: bool = False
+    """A supervisor answers for the gate."""
     charged_seconds: float = 0.0
     """GPU time that it had, as far as it was metered."""
+    supervised_seconds: float = 0.0
+    """What of it the supervisor charged; the rest is the word of the tenant's own processes."""
     free_seconds: float = 0.0
     """Time with its gate free; the present stretch is added when it ends."""
     slots: int = 0

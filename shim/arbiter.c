@@ -13,7 +13,7 @@
     (80 *        \
      MS) /* with many that want the card, slots get shorter, so that a turn does not take longer */
 #define IDLE_NS (300 * US) /* as HM_IDLE_NS of the shim */
-#define UNUSED_NS (2 * MS) /* who asked for the card and does not launch loses it */
+#define UNUSED_NS (5 * MS) /* who asked for the card and does not launch loses it */
 #define CONTENDED_NS (500 * MS)
 #define LATENCY_NS (1000 * MS)
 #define STARVED_NS \
@@ -100,7 +100,7 @@ static uint32_t
 pulse(const struct hm_use *use)
 {
     return load(&use->entered) * 31 + load(&use->drained) * 7 + load(&use->waiting) +
-           (uint32_t)use->launches;
+           (uint32_t)use->launches + load(&use->beats) * 127;
 }
 
 static bool
@@ -332,9 +332,11 @@ close_gate(struct hm_card *card, uint64_t now_ns)
 {
     struct hm_party *party = card->holder;
 
-    if (state_of(party) == HM_GATE_FREE)
+    if (state_of(party) == HM_GATE_FREE) {
         party->gate->free_ns += now_ns - card->opened_ns;
-    card->unmetered = state_of(party) == HM_GATE_FREE && party->entered;
+        party->gate->charged_until_ns =
+            now_ns; /* what is still queued is charged, what was done is not */
+    }
     card->state = HM_CARD_DRAINING;
     card->closed_ns = now_ns;
     set_gate(party, slot_of(party), HM_GATE_CLOSED);
@@ -525,7 +527,7 @@ go_on(struct hm_card *card, uint64_t now_ns)
     uint64_t end = end_of_slot(card, now_ns);
 
     if (end <= now_ns) {
-        if (!party->entered && !party->busy)
+        if (!party->entered && !party->busy && now_ns >= card->opened_ns + UNUSED_NS)
             excuse(party, true); /* who asked for the card and does not run */
         close_gate(card, now_ns);
         for (; party->ganged && at->gang != party; at = at->gang) {
@@ -578,9 +580,6 @@ drain(struct hm_card *card, uint64_t now_ns)
     }
     if (!party->drained)
         miss(party, now_ns);
-    if (card->unmetered) /* what was queued when the gate closed */
-        charge(party, (int64_t)(now_ns - card->closed_ns));
-    card->unmetered = false;
     party->gate->unpreemptible =
         party->missed_ns[0] > 0 && now_ns < party->missed_ns[0] + (uint64_t)MISSES_NS;
     card->closed_ns = now_ns; /* from here on it is a hand-over */

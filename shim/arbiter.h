@@ -59,7 +59,6 @@ struct hm_card {
     struct hm_party *holder;
     uint64_t opened_ns;
     uint64_t closed_ns;
-    bool unmetered;              /* the gate was free until it closed */
     uint64_t contended_until_ns; /* others wanted the card of late: no gate is free */
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
     uint64_t

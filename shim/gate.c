@@ -220,7 +220,7 @@ wait_for_gate(int device, struct hm_line *line)
 {
     struct hm_lane *lane = &hm_lanes[device];
     struct hm_use *use = lane->use;
-    uint64_t start_ns = hm_now_ns(), now_ns = start_ns;
+    uint64_t start_ns = hm_now_ns(), now_ns = start_ns, beat_ns = start_ns;
     bool latency = hm_tenant.limits->device[device].latency_class == HM_LATENCY;
 
     mark_own_notes(line);
@@ -237,6 +237,11 @@ wait_for_gate(int device, struct hm_line *line)
         if (!latency || now_ns - start_ns > SPIN_NS)
             hm_futex_wait(&gate->word, word, LOOK_AGAIN_NS);
         now_ns = hm_now_ns();
+        if (now_ns > beat_ns + LOOK_AGAIN_NS) { /* in case that the arbiter took us for stopped */
+            beat_ns = now_ns;
+            __atomic_fetch_add(&use->beats, 1, __ATOMIC_SEQ_CST);
+            hm_futex_ring(&hm_tenant.usage->bell);
+        }
         hm_lane_choose(device, now_ns);
     }
     __atomic_fetch_sub(&use->waiting, 1, __ATOMIC_SEQ_CST);
@@ -268,12 +273,29 @@ become_busy(int device, struct hm_lane *lane)
     hm_lane_choose(device, now_ns);
 }
 
+/* A stream's handle says which context it is of, but for the default ones: of several contexts' they are the same. */
+static bool
+knows_context(const struct hm_lane *lane)
+{
+    return __atomic_load_n(&lane->use->contexts, __ATOMIC_RELAXED) <= 1;
+}
+
+static bool
+is_on(const struct hm_line *line, const struct hm_tail *tail, CUstream stream)
+{
+    CUcontext context;
+
+    return tail->stream == stream &&
+           (knows_context(&hm_lanes[line->device]) ||
+            (REAL(cuCtxGetCurrent(&context)) == CUDA_SUCCESS && context == tail->context));
+}
+
 /* While the gate is free: which streams the card may be working on. */
 static void
 note_stream(struct hm_line *line, CUstream stream)
 {
     for (uint32_t i = 0; i < line->noted && i < HM_NOTED; i++)
-        if (line->note[i].stream == stream && line->note[i].launches > 0)
+        if (line->note[i].launches > 0 && is_on(line, &line->note[i], stream))
             return;
     if (line->noted < HM_NOTED) {
         struct hm_tail *note = &line->note[line->noted];
@@ -310,9 +332,10 @@ hm_gate_is_free(struct hm_pass *pass, CUstream stream)
     __atomic_store_n(&line->in_launch, 1, __ATOMIC_SEQ_CST); /* partner: hm_line_hold */
     word = word_of(&hm_lanes[device]);
     if (HM_LIKELY(word == line->word && (word & HM_GATE_STATES) == HM_GATE_FREE &&
-                  line->tail.stream == stream &&
+                  line->tail.stream == stream && knows_context(&hm_lanes[device]) &&
                   __atomic_load_n(&line->held, __ATOMIC_SEQ_CST) == 0 && line->noted > 0)) {
         pass->line = line;
+        pass->windowed = false;
         return true;
     }
     end_launch(line);
@@ -400,7 +423,7 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
             end_launch(line);
             continue;
         }
-        if (HM_UNLIKELY(line->tail.launches > 0 && line->tail.stream != stream))
+        if (HM_UNLIKELY(line->tail.launches > 0 && !is_on(line, &line->tail, stream)))
             put_aside(line);
         if ((word & HM_GATE_STATES) == HM_GATE_FREE) {
             note_stream(line, stream);
@@ -478,6 +501,8 @@ drop(struct hm_line *line, CUstream stream, CUcontext context)
             tail->launches = 0;
         }
     }
+    if (stream == NULL || line->tail.stream == stream)
+        line->tail.stream = NULL; /* the next launch on such a handle is noted anew */
     for (int i = 0; context != NULL && i < HM_MARKS; i++)
         if (line->mark[i].context == context) /* its events die with it */
             line->mark[i].context = NULL;

@@ -30,7 +30,7 @@ struct hm_mark {
 
 /* Launches on one stream that are not marked yet. */
 struct hm_tail {
-    CUstream stream; /* hm_stream_named */
+    CUstream stream; /* hm_stream_named; NULL: all of the context's */
     CUcontext context;
     hm_work work; /* 0: several kinds */
     uint64_t begun_ns, cost_ns;

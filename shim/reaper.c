@@ -17,7 +17,7 @@
 #define SHORT_WINDOW_NS (500 * HM_US)
 #define EARLY_NS (60 * HM_US) /* a nap may take so much longer than it should */
 #define LATE_NS (200 * HM_US)
-#define LONGEST_START_NS (1 * HM_MS)
+#define LONGEST_START_NS (300 * HM_US)
 #define SLACK_NS 1UL /* of our own naps, instead of 50 us */
 
 static pthread_mutex_t mutex =
@@ -118,7 +118,7 @@ static bool
 mark_tail(struct hm_line *line, struct hm_tail *tail)
 {
     if (tail->stream == CU_STREAM_PER_THREAD)
-        return false;
+        tail->stream = NULL; /* to us that handle is our own stream */
     enter_context(tail->context);
     return hm_window_mark_apart(line, tail);
 }
@@ -130,8 +130,7 @@ mark_notes(struct hm_line *line)
     uint32_t count = line->noted < HM_NOTED ? line->noted : HM_NOTED;
 
     for (uint32_t i = 0; i < count; i++)
-        if (line->note[i].launches > 0 && line->note[i].stream != CU_STREAM_PER_THREAD &&
-            !mark_tail(line, &line->note[i]))
+        if (line->note[i].launches > 0 && !mark_tail(line, &line->note[i]))
             return;
     line->noted = 0;
 }
@@ -234,6 +233,8 @@ look(int device, uint64_t now_ns)
         __atomic_store_n(&lane->oldest_since_ns, since, __ATOMIC_RELAXED);
         __atomic_store_n(&lane->oldest_cost_ns, oldest->cost_ns, __ATOMIC_RELAXED);
     }
+    if (!sight.outstanding) /* whatever was dropped on the way */
+        __atomic_store_n(&lane->ahead_ns, 0, __ATOMIC_RELAXED);
     if (!sight.outstanding && over) {
         become_drained(lane, slot, now_ns);
     } else if (sight.outstanding && (word & HM_GATE_STATES) == HM_GATE_WINDOWED &&

@@ -144,8 +144,10 @@ struct hm_use {
     uint32_t entered; /* the number of the last slot it launched in; the owner */
     uint32_t drained; /* the number of the last slot all of whose work has ended; the owner */
     uint32_t waiting; /* threads that wait for the gate to open; the owner */
+    uint32_t beats;   /* raised by a thread that waits whenever it looks; the owner */
     uint32_t collectives; /* launched, ever; the owner */
     uint32_t contexts;    /* living contexts; the owner */
+    uint32_t unused;
 };
 
 /* One process. It lives while its owner holds the OFD lock on byte HM_LOCK_SLOTS + index. */

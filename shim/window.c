@@ -200,7 +200,8 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
         return; /* hm_window_room does not let it come to this */
     REAL(cuCtxGetCurrent(&context));
     if (context != tail->context || !prepare(mark, context) ||
-        REAL(cuEventRecord(mark->event, tail->stream)) != CUDA_SUCCESS) {
+        (tail->stream != NULL ? REAL(cuEventRecord(mark->event, tail->stream))
+                              : REAL(cuCtxRecordEvent(context, mark->event))) != CUDA_SUCCESS) {
         __atomic_fetch_sub(&lane->ahead_ns, (int64_t)tail->cost_ns, __ATOMIC_RELAXED);
         tail->launches = 0; /* nobody can tell when it ends: it counts as ended */
         return;

@@ -14,7 +14,7 @@
 
 enum word {
     /* written by the load */
-    PID, /* 0: it takes no jobs yet */
+    PID,      /* 0: it takes no jobs yet */
     FINISHED, /* the number of the last job that came to its end */
     SAMPLES,  /* ever */
     REQUESTS, /* ever */
@@ -105,16 +105,21 @@ begin_account(void)
     push_sample(shared->total.at_ns);
 }
 
-/* A unit has ended just now: its work was done since it was launched or the one before it ended. */
+/*
+ * A unit ended at `at_ns`, by the card's clock: its work was done since it was launched or the one
+ * before it ended. The thread that counts may come to it much later, held back in a launch.
+ */
 static inline void
-count_unit(uint64_t launched_ns)
+count_unit(uint64_t launched_ns, uint64_t at_ns)
 {
     struct sample *total = &shared->total;
     uint64_t now, start, count = word(KERNELS), length = word(LENGTH_NS);
 
     pthread_mutex_lock(&account_lock);
-    now = hm_now_ns();
+    now = at_ns > total->at_ns ? at_ns
+                               : total->at_ns; /* another stream's may have been counted first */
     start = launched_ns > total->at_ns ? launched_ns : total->at_ns;
+    start = start < now ? start : now;
     if (start - total->at_ns > PAUSE_NS) {
         if (sampled_ns < total->at_ns)
             push_sample(total->at_ns);

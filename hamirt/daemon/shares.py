@@ -1,11 +1,11 @@
 """Which share of GPU time each tenant had between two samples, and how long its launches waited. Touches nothing.
 
 What was metered is known. While a gate is free nothing is metered: then its tenant has the card to itself, and gets of
-the time that nobody was charged for as much as the card was busy, which NVML samples.
+the time that nobody was charged for as much as the card was busy, which NVML samples. Nothing of that rests on what
+another tenant's usage page says: who is on the card is the kernel's word, what they were charged the supervisor's.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -45,10 +45,12 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is known of a tenant's share: what was metered, and whether all of it was."""
+    """What is known of a tenant's share: what was metered, and whether all of it was; and for others to go by."""
 
     metered: float
     free: bool
+    supervised: float | None
+    """What the supervisor charged, None unless it metered all of it."""
 
 
 class _Looks(Generic[T]):
@@ -81,14 +83,22 @@ class _Past:
         seen, base = on.metering, self._meterings.base(now)
         if seen is None or on.unshimmed:
             return None
+        is_free = seen.gate is GateState.FREE
         if base is None or now <= base[0]:
-            if not on.processes or seen.gate is GateState.FREE:
-                return _Part(0.0, bool(on.processes))
-            return None
+            if on.processes and not is_free:
+                return None
+            return _Part(0.0, bool(on.processes), None)
         seconds, before = now - base[0], base[1]
-        metered = max(0.0, seen.charged_seconds - before.charged_seconds) / seconds
-        free = GateState.FREE in (seen.gate, before.gate) or seen.free_seconds > before.free_seconds
-        return _Part(min(metered, 1.0), free and bool(on.processes))
+        is_free |= before.gate is GateState.FREE or seen.free_seconds > before.free_seconds
+        metered, supervised = (
+            min(max(0.0, after - then) / seconds, 1.0)
+            for after, then in (
+                (seen.charged_seconds, before.charged_seconds),
+                (seen.supervised_seconds, before.supervised_seconds),
+            )
+        )
+        known = seen.supervised and before.supervised and not is_free
+        return _Part(metered, is_free and bool(on.processes), supervised if known else None)
 
     def with_waits(self, on: TenantCard, now: float) -> TenantCard:
         """Return the card with the percentiles of its waits."""
@@ -112,27 +122,29 @@ def _with_share(key: _Key, on: TenantCard, parts: dict[_Key, _Part | None], node
     part = parts[key]
     if part is None:
         return on
-    on_card = {tenant: one for (tenant, uuid), one in parts.items() if uuid == on.uuid and one is not None}
-    nobodys = max(0.0, 1.0 - sum(one.metered for one in on_card.values()))
-    if not part.free or nobodys < _SOME:
+    if not part.free or part.metered > 1.0 - _SOME:
         return replace(on, busy_ratio=part.metered, busy_source=ShareSource.METERED)
-    others = {tenant: one.free for tenant, one in on_card.items() if tenant != key[0]}
-    busy = next((card.busy_ratio for card in _cards(node, on) if _is_left_to(card, key[0], others)), None)
-    if busy is None:
-        return on
-    return replace(on, busy_ratio=min(1.0, part.metered + busy * nobodys), busy_source=ShareSource.SAMPLED)
+    for card in node.driver.cards if node.driver else ():
+        taken = _taken(card, key, parts) if card.index == on.index else None
+        if taken is not None and card.busy_ratio is not None:
+            left = max(0.0, 1.0 - part.metered - taken)
+            ratio = min(1.0, part.metered + card.busy_ratio * left)
+            return replace(on, busy_ratio=ratio, busy_source=ShareSource.SAMPLED)
+    return on
 
 
-def _cards(node: Node, on: TenantCard) -> Iterator[Card]:
-    return (card for card in (node.driver.cards if node.driver else ()) if card.index == on.index)
+def _taken(card: Card, key: _Key, parts: dict[_Key, _Part | None]) -> float | None:
+    """Return what the others on a card were charged for, None where something on it was not metered by the supervisor.
 
-
-def _is_left_to(card: Card, tenant: str, others: dict[str, bool]) -> bool:
-    """Return whether what nobody was charged for can only be this tenant's. `others` are, with whether they were free.
-
-    NVML may show no process at all, so that both, tenants and processes, have to be asked.
+    That this tenant's own processes are among those that NVML shows tells that it shows any.
     """
-    return not any(others.values()) and all(
-        (process.tenant == tenant and process.standing is Standing.REGISTERED) or process.tenant in others
-        for process in card.processes
-    )
+    own, taken = False, {}
+    for process in card.processes:
+        if process.tenant == key[0] and process.standing is Standing.REGISTERED:
+            own = True
+            continue
+        part = parts.get((process.tenant or "", key[1]))
+        if part is None or part.supervised is None or process.standing is not Standing.REGISTERED:
+            return None
+        taken[process.tenant] = part.supervised
+    return sum(taken.values()) if own else None

@@ -58,7 +58,7 @@ TRAIN = TenantCard(
     busy_source=ShareSource.METERED,
     throttled_seconds=1.5,
     time_enforcement=Enforcement(Level.FULL, ALONE),
-    metering=Metering(GateState.WINDOWED, 12.5, slots=900, waits=(0,) * 24, wait_p99_seconds=16384e-6),
+    metering=Metering(GateState.WINDOWED, True, 12.5, slots=900, waits=(0,) * 24, wait_p99_seconds=16384e-6),
 )
 OVER = replace(
     TRAIN,

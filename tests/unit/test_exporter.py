@@ -63,7 +63,17 @@ TRAIN = TenantCard(
     unshimmed=(CARDS[0].processes[1],),
     time_enforcement=Enforcement(Level.FULL, None),
     metering=Metering(
-        GateState.WINDOWED, 12.5, 3.5, 700, 2, unpreemptible=True, ganged=True, waiting=3, waits=(4, 0, 2, 1)
+        GateState.WINDOWED,
+        True,
+        12.5,
+        12.0,
+        3.5,
+        700,
+        2,
+        unpreemptible=True,
+        ganged=True,
+        waiting=3,
+        waits=(4, 0, 2, 1),
     ),
 )
 BARE = TenantCard(

@@ -32,7 +32,9 @@ def test_what_both_arbiters_charged_is_the_tenants() -> None:
 
     seen = meter(CAPPED, SUPERVISED, replace(device(OPEN), ganged=True), uses, NOW)
 
-    assert seen == Metering(GateState.CLOSED, 7.0, 2.0, 12, 1, False, ganged=True, waiting=3, waits=WAITS)
+    assert seen == Metering(
+        GateState.CLOSED, True, 7.0, 4.0, 2.0, 12, 1, unpreemptible=False, ganged=True, waiting=3, waits=WAITS
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_the_gate_is_that_of_who_arbitrates(limit: Limit, supervised: Gate, stat
     seen = meter(limit, supervised, device(OPEN), (USE,), NOW)
 
     assert seen.gate is state
-    assert seen.unpreemptible is (supervised.lease_ns != LATER)
+    assert seen.unpreemptible is not seen.supervised is (supervised.lease_ns == LATER)
 
 
 @pytest.mark.parametrize(

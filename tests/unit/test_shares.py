@@ -41,10 +41,12 @@ ON = TenantCard(
 )
 
 
-def tenant(name: str, gate: GateState, charged: float = 0.0, free: float = 0.0, pid: int | None = 7) -> Tenant:
+def tenant(
+    name: str, gate: GateState, charged: float = 0.0, free: float = 0.0, pid: int | None = 7, *, supervised: bool = True
+) -> Tenant:
     """A tenant with what its gate says; with a process on the card unless `pid` is None."""
     processes = () if pid is None else (ProcessView(pid, pid, "train", 0, None),)
-    metering = Metering(gate, charged, free, waits=NO_WAITS)
+    metering = Metering(gate, supervised, charged, charged if supervised else 0.0, free, waits=NO_WAITS)
     return Tenant(name, name, False, None, (replace(ON, processes=processes, metering=metering),))
 
 
@@ -111,6 +113,7 @@ def test_what_a_neighbour_was_charged_for_is_not_shared_out_again() -> None:
     after = node(tenant("a", CLOSED, 0.25, 90.0), tenant("b", WINDOWED, 0.5), busy=1.0)
 
     assert shares((0, before), (1, after)) == [(0.5, SAMPLED), (0.5, METERED)]
+    assert shares((0, before)) == [(None, None), (None, None)]
 
 
 def test_nobody_knows_whose_the_utilization_is() -> None:
@@ -120,9 +123,20 @@ def test_nobody_knows_whose_the_utilization_is() -> None:
     ):
         assert shares(*looks) == [(None, None)]
     two = node(tenant("a", FREE), tenant("b", FREE, pid=8))
-    assert two.driver is not None
-    hidden = replace(two, driver=replace(two.driver, cards=(replace(two.driver.cards[0], processes=()),)))
-    assert shares((0, two)) == shares((0, hidden)) == [(None, None)] * 2
+    assert shares((0, two)) == shares((0, two), (1, two)) == [(None, None)] * 2
+    alone = node(tenant("a", FREE))
+    assert alone.driver is not None
+    hidden = replace(alone, driver=replace(alone.driver, cards=(replace(alone.driver.cards[0], processes=()),)))
+    assert shares((0, hidden)) == [(None, None)]
+
+
+def test_another_tenants_page_is_not_believed_for_ours() -> None:
+    looks = [(at, node(tenant("a", FREE), tenant("b", gate, at * 0.9, pid=pid, supervised=False), busy=0.5))
+             for gate in (FREE, WINDOWED) for pid in (None, 8) for at in (0, 1)]  # fmt: skip
+
+    for at, (before, after) in enumerate(zip(looks[::2], looks[1::2], strict=True)):
+        expected = (None, None) if at % 2 else (0.5, SAMPLED)
+        assert shares(before, after)[0] == expected
 
 
 def test_an_idle_neighbour_whose_gate_is_closed_does_not_matter() -> None:

@@ -183,7 +183,7 @@ def test_what_is_known_of_gpu_time() -> None:
     card = timed_card(replace(PAGES, limits=Limits("train-1", False, 2, (limit,))))
 
     assert (card.time_percent, card.weight, card.latency_class) == (25, 300, LatencyClass.BATCH)
-    assert card.metering == Metering(GateState.WINDOWED, 1.5, 0.0, 3, 1, unpreemptible=True)
+    assert card.metering == Metering(GateState.WINDOWED, True, 1.5, 1.5, 0.0, 3, 1, unpreemptible=True)
     assert card.time_enforcement == Enforcement(Level.FULL, None)
     assert card.busy_ratio is None
 

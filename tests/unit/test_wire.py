@@ -51,7 +51,7 @@ ON = TenantCard(
     bus_bytes=1 << 60,
     unshimmed=(BARE,),
     time_enforcement=Enforcement(Level.NONE, "not now"),
-    metering=Metering(GateState.WINDOWED, 1.5, 0.5, 7, 1, True, True, 2, (0, 3, 1), 2e-6, None),
+    metering=Metering(GateState.WINDOWED, True, 1.5, 1.0, 0.5, 7, 1, True, True, 2, (0, 3, 1), 2e-6, None),
 )
 NODE = Node(
     driver=Driver("580", (Card(0, "GPU-aa", "H100", 1000, 200, None, False, (BARE, CardProcess(9, None))),), True),
