@@ -8,13 +8,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hamirt.region import ffi
+from hamirt.region import DEVICES, ffi
 
+_GATE_BYTES = ffi.sizeof("struct hm_gate")
 _LIVE_LIMITS = ("lease_ns", "epoch", "measure")
 _LIVE_USAGE = ("trim",)
 _LIVE_FIGURES = frozenset(
     {"used_bytes", "over_bytes", "over", "allocation_bytes", "pool_bytes", "overhead_bytes", "footprint_bytes"}
-    | {"charged_bytes", "card_bytes", "denials", "throttled_seconds"}
+    | {
+        "charged_bytes",
+        "card_bytes",
+        "denials",
+        "throttled_seconds",
+        "busy_ratio",
+        "busy_source",
+        "metering",
+        "bus_bytes",
+    }
 )
 
 Pages = Mapping[str, bytes]
@@ -61,6 +71,9 @@ def differences(name: str, before: Any, after: Any, place: str = "") -> Iterable
 
 def _masked(page: bytes, kind: str, fields: Iterable[str]) -> bytes:
     content = bytearray(page)
+    for at in range(DEVICES if kind == "struct hm_limits" else 0):
+        gate = ffi.offsetof(kind, "device", at, "gate")
+        content[gate : gate + _GATE_BYTES] = bytes(_GATE_BYTES)
     for name in fields:
         at, size = ffi.offsetof(kind, name), ffi.sizeof(dict(ffi.typeof(kind).fields)[name].type)
         content[at : at + size] = bytes(size)

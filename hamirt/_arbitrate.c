@@ -272,6 +272,7 @@ list_bells(struct hm_arbiter *arbiter, struct hm_watch *watches)
 void
 hm_arbiter_run(struct hm_arbiter *arbiter)
 {
+    bool may_spin = hm_may_spin();
     struct hm_watch watches[WATCHES];
 
     prctl(PR_SET_NAME, "hamirt-arbiter");
@@ -290,13 +291,13 @@ hm_arbiter_run(struct hm_arbiter *arbiter)
                 arbiter->card[i].count > 0 ? hm_card_step(&arbiter->card[i], now_ns) : UINT64_MAX;
 
             next = due < next ? due : next;
-            hurries |= hm_card_hurries(&arbiter->card[i]);
+            hurries |= hm_card_hurries(&arbiter->card[i], now_ns);
         }
         pthread_mutex_unlock(&arbiter->mutex);
         __atomic_store_n(&arbiter->beat_ns, now_ns, __ATOMIC_RELEASE);
         if (next != UINT64_MAX)
             nap = next > now_ns ? (int64_t)(next - now_ns) : 0;
-        if (!hurries)
+        if (!hurries || !may_spin)
             hm_futex_wait_any(watches, count, nap < BEAT_NS ? nap : BEAT_NS);
     }
 }

@@ -23,7 +23,8 @@
 #define BURST_NS (20 * MS)  /* a cap's credit does not grow beyond this */
 #define LONGEST_NS (10000 * MS)
 #define WINDOW_NS (1 * MS)
-#define SHORT_WINDOW_NS (200 * US)
+#define SHORT_WINDOW_NS (120 * US)
+#define LONG_WINDOW_NS (5 * MS)
 #define DRAIN_NS (50 * MS)
 #define LONGEST_DRAIN_NS (500 * MS)
 #define ASK_NS (3 * MS) /* not drained after so long: is the process alive? */
@@ -154,7 +155,9 @@ look(struct hm_party *party)
 
     party->wants = party->busy = party->entered = false;
     party->drained = true;
-    party->ganged = load(&party->usage->device[party->device].ganged) != 0;
+    party->ganged = false;
+    for (int i = 0; i < HM_DEVICES; i++) /* of its processes one may be ahead of the others */
+        party->ganged |= load(&party->usage->device[i].ganged) != 0;
     party->crowd = 0;
     party->longest_ns = 0;
     party->busy_since_ns = UINT64_MAX;
@@ -279,14 +282,20 @@ set_gate(struct hm_party *party, uint32_t slot, enum hm_gate_state state)
     hm_futex_wake(&party->gate->word);
 }
 
-/* Several processes share the window; while somebody of class latency is about, it is short for all others. */
+/*
+ * Several processes share the window. While somebody of class latency is about, it is short for all others; his own is
+ * long, since to fill it again takes a thread that wakes in time.
+ */
 static void
 set_window(const struct hm_card *card, struct hm_party *party, uint64_t now_ns)
 {
-    int64_t window =
-        now_ns < card->latency_until_ns && !is_latency(party) ? SHORT_WINDOW_NS : WINDOW_NS;
     uint32_t crowd = party->crowd > 0 ? party->crowd : 1;
+    int64_t window = WINDOW_NS;
 
+    if (is_latency(party))
+        window = LONG_WINDOW_NS;
+    else if (now_ns < card->latency_until_ns)
+        window = SHORT_WINDOW_NS;
     window = max(window / crowd, min(window, SHORT_WINDOW_NS));
     __atomic_store_n(&party->gate->window_ns, (uint32_t)window, __ATOMIC_RELAXED);
 }
@@ -299,13 +308,12 @@ is_contended(const struct hm_card *card, uint64_t now_ns)
 
 /* Another tenant wants the card, and may have it. */
 static bool
-is_claimed(const struct hm_card *card, bool latency_only)
+is_claimed(const struct hm_card *card)
 {
     for (int i = 0; i < card->count; i++) {
         const struct hm_party *party = card->party[i];
 
-        if (party != card->holder && party->wants && may_open(party) &&
-            (!latency_only || is_latency(party)))
+        if (party != card->holder && party->wants && may_open(party))
             return true;
     }
     return false;
@@ -342,6 +350,17 @@ close_gate(struct hm_card *card, uint64_t now_ns)
     set_gate(party, slot_of(party), HM_GATE_CLOSED);
 }
 
+/* The same tenant on its next card; those that are not there are left out. */
+static struct hm_party *
+next_of_gang(const struct hm_party *party)
+{
+    struct hm_party *at = party->gang;
+
+    while (at->card == NULL)
+        at = at->gang;
+    return at;
+}
+
 /* The gang possesses or reserves a card if this says so of each; a tenant on one card is a gang of one. */
 static bool
 gang_is(const struct hm_party *party, enum hm_card_state state)
@@ -353,7 +372,7 @@ gang_is(const struct hm_party *party, enum hm_card_state state)
     do {
         if (at->card->holder != at || at->card->state != state)
             return false;
-        at = at->gang;
+        at = next_of_gang(at);
     } while (at != party);
     return true;
 }
@@ -367,9 +386,9 @@ gang_may_reserve(const struct hm_party *party)
     if (!party->ganged)
         return true;
     do {
-        at = at->gang;
+        at = next_of_gang(at);
         if (strncmp(at->limit->uuid, party->limit->uuid, HM_UUID_BYTES) < 0 &&
-            at->card->holder != at)
+            (at->card->holder != at || at->card->state != HM_CARD_RESERVED))
             return false;
     } while (at != party);
     return true;
@@ -385,7 +404,7 @@ wants_now(const struct hm_party *party)
     do {
         if (at->wants && may_open(party))
             return gang_may_reserve(party);
-        at = at->gang;
+        at = next_of_gang(at);
     } while (at != party);
     return false;
 }
@@ -466,6 +485,20 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
         card->virtual_ns = least;
 }
 
+/* Somebody of class latency comes before the holder. Who is past its head start, or finds a starved one, waits for its turn. */
+static bool
+is_overtaken(const struct hm_card *card, uint64_t now_ns)
+{
+    for (int i = 0; i < card->count; i++) {
+        const struct hm_party *party = card->party[i];
+
+        if (party != card->holder && is_latency(party) && party->wants && may_open(party) &&
+            rank(card, party, now_ns) < card->rank)
+            return true;
+    }
+    return false;
+}
+
 /* How long the holder may have the card while others want it. */
 static int64_t
 slot_ns(const struct hm_card *card)
@@ -492,7 +525,7 @@ static uint64_t
 end_of_slot(const struct hm_card *card, uint64_t now_ns)
 {
     const struct hm_party *party = card->holder;
-    bool claimed = is_claimed(card, false), free = state_of(party) == HM_GATE_FREE;
+    bool claimed = is_claimed(card), free = state_of(party) == HM_GATE_FREE;
     uint64_t end = UINT64_MAX, start;
 
     if (free)
@@ -508,7 +541,7 @@ end_of_slot(const struct hm_card *card, uint64_t now_ns)
     }
     if (!claimed)
         return end;
-    if (is_claimed(card, true) && !is_latency(party))
+    if (!is_latency(party) && is_overtaken(card, now_ns))
         return now_ns;
     end = min((int64_t)end & INT64_MAX, (int64_t)card->opened_ns + slot_ns(card));
     if (party->busy)
@@ -520,20 +553,33 @@ end_of_slot(const struct hm_card *card, uint64_t now_ns)
     return start < end ? start : end;
 }
 
+/* What the gang still has of its other cards is closed. */
+static void
+close_others(struct hm_card *card, uint64_t now_ns)
+{
+    struct hm_party *party = card->holder;
+
+    if (!party->ganged)
+        return;
+    for (struct hm_party *at = next_of_gang(party); at != party; at = next_of_gang(at)) {
+        if (at->card->holder != at || at->card->state != HM_CARD_HELD)
+            continue;
+        close_gate(at->card, now_ns);
+        card->touched = true;
+    }
+}
+
 static uint64_t
 go_on(struct hm_card *card, uint64_t now_ns)
 {
-    struct hm_party *party = card->holder, *at = party;
+    struct hm_party *party = card->holder;
     uint64_t end = end_of_slot(card, now_ns);
 
     if (end <= now_ns) {
         if (!party->entered && !party->busy && now_ns >= card->opened_ns + UNUSED_NS)
             excuse(party, true); /* who asked for the card and does not run */
         close_gate(card, now_ns);
-        for (; party->ganged && at->gang != party; at = at->gang) {
-            if (at->gang->card->holder == at->gang && at->gang->card->state == HM_CARD_HELD)
-                close_gate(at->gang->card, now_ns);
-        }
+        close_others(card, now_ns);
         return now_ns;
     }
     if (state_of(party) == HM_GATE_WINDOWED && !is_capped(party) && !is_contended(card, now_ns)) {
@@ -588,13 +634,31 @@ drain(struct hm_card *card, uint64_t now_ns)
     return now_ns;
 }
 
+/* The card is its holder's, once its gang has all others too. What it has of them from before it was one comes back first. */
+static uint64_t
+reserved(struct hm_card *card, uint64_t now_ns)
+{
+    struct hm_party *party = card->holder, *at = party;
+
+    if (!gang_is(party, HM_CARD_RESERVED)) {
+        close_others(card, now_ns);
+        return UINT64_MAX; /* its other cards' steps go on with it */
+    }
+    do {
+        start_slot(at->card, now_ns);
+        card->touched |= at != party;
+        at = next_of_gang(at);
+    } while (party->ganged && at != party);
+    return now_ns;
+}
+
 static uint64_t
 hand_out(struct hm_card *card, uint64_t now_ns)
 {
-    struct hm_party *next = choose(card, now_ns), *at = next;
     uint64_t again = UINT64_MAX;
 
-    if (next == NULL) {
+    card->holder = choose(card, now_ns);
+    if (card->holder == NULL) {
         for (int i = 0; i < card->count; i++) {
             uint64_t opens = opens_ns(card->party[i], now_ns);
 
@@ -602,31 +666,9 @@ hand_out(struct hm_card *card, uint64_t now_ns)
         }
         return again;
     }
-    card->holder = next;
+    card->rank = rank(card, card->holder, now_ns);
     card->state = HM_CARD_RESERVED;
-    if (!gang_is(next, HM_CARD_RESERVED))
-        return UINT64_MAX; /* its other cards' steps go on with it */
-    do {
-        start_slot(at->card, now_ns);
-        at = at->gang;
-    } while (next->ganged && at != next);
     return now_ns;
-}
-
-/* A gang's card that waits for the others: they may be there by now, or it does not want it any more. */
-static uint64_t
-reserved(struct hm_card *card, uint64_t now_ns)
-{
-    struct hm_party *party = card->holder, *at = party;
-
-    if (!party->ganged || gang_is(party, HM_CARD_RESERVED)) {
-        do {
-            start_slot(at->card, now_ns);
-            at = at->gang;
-        } while (party->ganged && at != party);
-        return now_ns;
-    }
-    return UINT64_MAX;
 }
 
 uint64_t
@@ -634,6 +676,7 @@ hm_card_step(struct hm_card *card, uint64_t now_ns)
 {
     uint64_t next = now_ns;
 
+    card->touched = false;
     look_at_all(card, now_ns);
     for (int i = 0; i < 8 && next <= now_ns; i++) { /* each state leads to another at most once */
         switch (card->state) {
@@ -651,13 +694,13 @@ hm_card_step(struct hm_card *card, uint64_t now_ns)
             break;
         }
     }
-    return next;
+    return card->touched ? now_ns : next;
 }
 
 bool
-hm_card_hurries(const struct hm_card *card)
+hm_card_hurries(const struct hm_card *card, uint64_t now_ns)
 {
-    return card->state == HM_CARD_DRAINING && is_claimed(card, true);
+    return card->holder != NULL && !is_latency(card->holder) && now_ns < card->latency_until_ns;
 }
 
 bool
@@ -675,6 +718,7 @@ hm_card_add(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     /* Another arbiter left it so: it is at work, maybe beside others, until they are drained one by one. */
     if (card->holder == NULL) {
         card->holder = party;
+        card->rank = is_batch(party) ? 3 : 2;
         card->state = state_of(party) == HM_GATE_CLOSED ? HM_CARD_DRAINING : HM_CARD_HELD;
         card->opened_ns = card->closed_ns = now_ns;
     } else {

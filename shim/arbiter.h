@@ -57,6 +57,8 @@ struct hm_card {
     int count;
     enum hm_card_state state;
     struct hm_party *holder;
+    int rank;     /* the holder's when it was chosen: who has a lower one overtakes it */
+    bool touched; /* the last step changed other cards of a gang, which are to be looked at again */
     uint64_t opened_ns;
     uint64_t closed_ns;
     uint64_t contended_until_ns; /* others wanted the card of late: no gate is free */
@@ -73,5 +75,6 @@ void hm_card_remove(struct hm_card *card, struct hm_party *party);
 /* Do what is to be done now. Returns when to look again if no bell rings before; UINT64_MAX: not at all. */
 uint64_t hm_card_step(struct hm_card *card, uint64_t now_ns);
 
-/* Somebody waits for the card with so little patience that sleeping would be too slow. */
-bool hm_card_hurries(const struct hm_card *card);
+/* Others have the card and one of class latency may want it at any moment: whoever can afford it looks all the time, since to
+   be woken takes as long as a small kernel, and now and then a hundred times that. */
+bool hm_card_hurries(const struct hm_card *card, uint64_t now_ns);

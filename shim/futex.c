@@ -1,10 +1,13 @@
 #include "futex.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,6 +17,8 @@
 #define WAITV_32 2        /* of the word's size, in shared memory */
 #define MOST_WATCHES 128  /* the kernel's limit */
 #define LOOK_AGAIN_NS 1000000
+#define PROCESSORS_TO_SPARE 8
+#define QUOTA "/sys/fs/cgroup/cpu.max" /* of cgroup v2, where a container sees its own */
 
 struct waiter { /* the kernel's struct futex_waitv, which older headers lack */
     uint64_t value, address;
@@ -80,4 +85,21 @@ hm_futex_ring(uint32_t *word)
 {
     __atomic_fetch_add(word, 1, __ATOMIC_SEQ_CST);
     hm_futex_wake(word);
+}
+
+bool
+hm_may_spin(void)
+{
+    char quota[4] = "max";
+    cpu_set_t processors;
+    int fd = open(QUOTA, O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0) {
+        if (read(fd, quota, 3) != 3)
+            quota[0] = '\0';
+        close(fd);
+    }
+    return strcmp(quota, "max") == 0 &&
+           sched_getaffinity(0, sizeof(processors), &processors) == 0 &&
+           CPU_COUNT(&processors) >= PROCESSORS_TO_SPARE;
 }

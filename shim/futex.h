@@ -1,5 +1,6 @@
 /* Waiting for words in memory, shared between processes or not. Also linked into hamirt._region. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #define HM_FOREVER INT64_MAX
@@ -20,3 +21,6 @@ void hm_futex_wait_any(const struct hm_watch *watches, int count, int64_t timeou
 void hm_futex_wake(const uint32_t *word);
 /* Raise the word, and wake. */
 void hm_futex_ring(uint32_t *word);
+
+/* Whether this process has processors to spare: many of them, and no quota of their time. Reads files; ask once. */
+bool hm_may_spin(void);

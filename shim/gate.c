@@ -205,10 +205,8 @@ count_wait(int device, struct hm_use *use, uint64_t waited_ns)
 static void
 mark_own_notes(struct hm_line *line)
 {
-    uint32_t count = line->noted < HM_NOTED ? line->noted : HM_NOTED;
-
     begin_launch(line);
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < line->noted; i++)
         if (line->note[i].stream == CU_STREAM_PER_THREAD && line->note[i].launches > 0)
             hm_window_mark_apart(line, &line->note[i]);
     end_launch(line);
@@ -290,20 +288,26 @@ is_on(const struct hm_line *line, const struct hm_tail *tail, CUstream stream)
             (REAL(cuCtxGetCurrent(&context)) == CUDA_SUCCESS && context == tail->context));
 }
 
-/* While the gate is free: which streams the card may be working on. */
+/* A stream that the card may be working on and that has no mark. Where they are too many, it is all of the context. */
 static void
-note_stream(struct hm_line *line, CUstream stream)
+note_stream(struct hm_line *line, CUstream stream, CUcontext context)
 {
-    for (uint32_t i = 0; i < line->noted && i < HM_NOTED; i++)
-        if (line->note[i].launches > 0 && is_on(line, &line->note[i], stream))
-            return;
-    if (line->noted < HM_NOTED) {
-        struct hm_tail *note = &line->note[line->noted];
+    struct hm_tail *note = NULL;
 
-        *note = (struct hm_tail){.stream = stream, .launches = 1};
-        REAL(cuCtxGetCurrent(&note->context));
+    for (uint32_t i = 0; i < line->noted; i++) {
+        if (line->note[i].launches == 0)
+            note = &line->note[i];
+        else if (line->note[i].context == context &&
+                 (line->note[i].stream == stream || line->note[i].stream == NULL))
+            return;
     }
-    line->noted += line->noted <= HM_NOTED;
+    if (note == NULL && line->noted < HM_NOTED)
+        note = &line->note[line->noted++];
+    if (note == NULL) {
+        note = &line->note[HM_NOTED - 1];
+        stream = NULL;
+    }
+    *note = (struct hm_tail){.stream = stream, .context = context, .launches = 1};
 }
 
 static int
@@ -359,11 +363,7 @@ put_aside(struct hm_line *line)
 {
     if (hm_window_mark_apart(line, &line->tail))
         return;
-    if (line->noted < HM_NOTED)
-        line->note[line->noted++] = line->tail;
-    else
-        __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)line->tail.cost_ns,
-                           __ATOMIC_RELAXED); /* it counts as ended */
+    note_stream(line, line->tail.stream, line->tail.context);
     line->tail.launches = 0;
 }
 
@@ -426,7 +426,10 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
         if (HM_UNLIKELY(line->tail.launches > 0 && !is_on(line, &line->tail, stream)))
             put_aside(line);
         if ((word & HM_GATE_STATES) == HM_GATE_FREE) {
-            note_stream(line, stream);
+            CUcontext context = NULL;
+
+            REAL(cuCtxGetCurrent(&context));
+            note_stream(line, stream, context);
             break;
         }
         if (pass_windowed(pass, lane))
@@ -483,27 +486,30 @@ hm_gate_bus(uint64_t bytes)
         __atomic_fetch_add(&slot->use[device].bus_bytes, bytes, __ATOMIC_RELAXED);
 }
 
-/* Take out of a line what waits on a stream (NULL: any) of a context (NULL: any). The reaper is locked out. */
+/*
+ * A stream of a context goes, or (NULL) the context itself. The reaper is locked out. What a stream leaves behind ends when
+ * all that its context has now ends; a context leaves nothing.
+ */
 static void
-drop(struct hm_line *line, CUstream stream, CUcontext context)
+forget(struct hm_line *line, CUstream stream, CUcontext context)
 {
-    uint32_t count = line->noted < HM_NOTED ? line->noted : HM_NOTED;
-
     for (int i = 0; !hm_line_hold(line) && i < DROP_TRIES; i++) /* a launch takes microseconds */
         sched_yield();
-    for (uint32_t i = 0; i <= count; i++) {
-        struct hm_tail *tail = i < count ? &line->note[i] : &line->tail;
+    for (uint32_t i = 0; i <= line->noted; i++) {
+        struct hm_tail *tail = i < line->noted ? &line->note[i] : &line->tail;
 
-        if (tail->launches > 0 && (stream == NULL || tail->stream == stream) &&
-            (context == NULL || tail->context == context)) {
+        if (stream != NULL && tail->stream == stream) {
+            tail->stream = NULL;
+            tail->work = 0;
+        } else if (stream == NULL && tail->context == context && tail->launches > 0) {
             __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)tail->cost_ns,
                                __ATOMIC_RELAXED);
             tail->launches = 0;
         }
     }
-    if (stream == NULL || line->tail.stream == stream)
+    if (stream == NULL)
         line->tail.stream = NULL; /* the next launch on such a handle is noted anew */
-    for (int i = 0; context != NULL && i < HM_MARKS; i++)
+    for (int i = 0; stream == NULL && i < HM_MARKS; i++)
         if (line->mark[i].context == context) /* its events die with it */
             line->mark[i].context = NULL;
     hm_line_release(line);
@@ -526,7 +532,7 @@ hm_gate_stream_goes(CUstream stream)
         }
     hm_reaper_lock();
     for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next)
-        drop(line, stream, NULL);
+        forget(line, stream, NULL);
     hm_reaper_unlock();
 }
 
@@ -540,7 +546,7 @@ void
 hm_gate_context_gone(CUcontext context, bool gone)
 {
     for (struct hm_line *line = gone ? hm_line_first() : NULL; line != NULL; line = line->next)
-        drop(line, NULL, context);
+        forget(line, NULL, context);
     hm_reaper_unlock();
 }
 

@@ -1,5 +1,5 @@
 /*
- * NVML's enumeration and its memory figures. A device that the tenant was not given does not exist;
+ * NVML's enumeration, its memory figures and its utilization. A device that the tenant was not given does not exist;
  * the others are counted in the order of the limits page. Handles are NVML's own, and what is wrong
  * with a call NVML says itself: it is asked first, always.
  */
@@ -229,6 +229,18 @@ nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
     memory->reserved = view.reserved_bytes;
     memory->free = view.free_bytes;
     memory->used = view.used_bytes;
+    return result;
+}
+
+/* The tenant's own share of GPU time. Whose the traffic of the card's memory is, nobody knows. */
+HM_HOOK nvmlReturn_t
+nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization)
+{
+    nvmlReturn_t result = REAL_NVML(nvmlDeviceGetUtilizationRates(device, utilization));
+    int ours = hm_view_device(device);
+
+    if (result == NVML_SUCCESS && ours >= 0)
+        utilization->gpu = hm_view_busy(ours, utilization->gpu);
     return result;
 }
 

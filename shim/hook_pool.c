@@ -73,25 +73,28 @@ HM_HOOK CUresult
 cuMemPoolDestroy(CUmemoryPool pool)
 {
     struct hm_pool *known = hm_pool_known(pool);
-    struct hm_charge charge =
-        known != NULL ? hm_pool_forget(known) : (struct hm_charge){.device = -1};
+    int call = hm_pool_sync_begin(), device = known != NULL ? hm_pool_forget(known) : -1;
     CUresult result = REAL(cuMemPoolDestroy(pool));
 
-    hm_quota_release(&charge);
     if (result != CUDA_SUCCESS && known != NULL)
-        hm_pool_add(pool, charge.device); /* and charged again when it is next looked at */
+        hm_pool_add(pool, device);
+    hm_pool_sync_end(call);
     return result;
 }
+
+/* The driver gives back what pools hold unused when the program trims one or waits for its work. */
+#define SYNCHRONIZED(call)                     \
+    ({                                         \
+        int hm_call = hm_pool_sync_begin();    \
+        CUresult hm_synchronized = REAL(call); \
+        hm_pool_sync_end(hm_call);             \
+        hm_synchronized;                       \
+    })
 
 HM_HOOK CUresult
 cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep)
 {
-    struct hm_pool *known = hm_pool_known(pool);
-    CUresult result = REAL(cuMemPoolTrimTo(pool, minBytesToKeep));
-
-    if (known != NULL)
-        hm_pool_read(known);
-    return result;
+    return SYNCHRONIZED(cuMemPoolTrimTo(pool, minBytesToKeep));
 }
 
 HM_HOOK CUresult
@@ -112,41 +115,32 @@ cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool 
     return result;
 }
 
-/* The driver gives back what pools hold unused when the program waits for its work. */
-static CUresult
-synchronized(CUresult result)
-{
-    if (hm_active())
-        hm_pool_synchronized();
-    return result;
-}
-
 HM_HOOK CUresult
 cuStreamSynchronize(CUstream hStream)
 {
-    return synchronized(REAL(cuStreamSynchronize(hStream)));
+    return SYNCHRONIZED(cuStreamSynchronize(hStream));
 }
 
 HM_HOOK CUresult
 cuStreamSynchronize_ptsz(CUstream hStream)
 {
-    return synchronized(REAL(cuStreamSynchronize_ptsz(hStream)));
+    return SYNCHRONIZED(cuStreamSynchronize_ptsz(hStream));
 }
 
 HM_HOOK CUresult
 cuEventSynchronize(CUevent hEvent)
 {
-    return synchronized(REAL(cuEventSynchronize(hEvent)));
+    return SYNCHRONIZED(cuEventSynchronize(hEvent));
 }
 
 HM_HOOK CUresult
 cuCtxSynchronize(void)
 {
-    return synchronized(REAL(cuCtxSynchronize()));
+    return SYNCHRONIZED(cuCtxSynchronize());
 }
 
 HM_HOOK CUresult
 cuCtxSynchronize_v2(CUcontext ctx)
 {
-    return synchronized(REAL(cuCtxSynchronize_v2(ctx)));
+    return SYNCHRONIZED(cuCtxSynchronize_v2(ctx));
 }

@@ -21,11 +21,12 @@
 struct hm_mark {
     CUevent event;
     CUcontext context; /* the event's; NULL: there is none */
+    CUstream stream;   /* as hm_tail.stream */
     uint64_t begun_ns; /* when the first of the work was launched */
     uint64_t cost_ns;  /* predicted */
     hm_work work;      /* 0: several kinds */
-    uint32_t launches;
-    bool known; /* cost_ns was learned */
+    uint32_t launches; /* 0: it has ended */
+    bool known;        /* cost_ns was learned */
 };
 
 /* Launches on one stream that are not marked yet. */
@@ -43,8 +44,8 @@ struct hm_line {
     uint32_t held;      /* 1: the reaper has the line; the reaper */
     uint32_t word;      /* the gate as it was when it let us pass; the thread */
     uint32_t marked;    /* marks made, ever; the thread or who holds the line */
-    uint32_t done;      /* of them seen to have ended; the reaper */
-    uint32_t noted;     /* streams noted while free; above HM_NOTED: and some that are not */
+    uint32_t done;      /* of them before the oldest that has not ended; the reaper */
+    uint32_t noted;     /* places of note that were used */
     struct hm_tail tail;
     struct hm_tail note[HM_NOTED]; /* only stream, context, and launches: 1 */
     struct hm_mark mark[HM_MARKS];

@@ -22,21 +22,25 @@ bool hm_pool_begin(struct hm_pool_call *call, struct hm_pool *pool, uint64_t byt
 CUresult hm_pool_end(struct hm_pool_call *call, CUdeviceptr *dptr, CUstream stream, bool per_thread,
                      CUresult result);
 
-/* A pool was made; one is about to be destroyed: nobody may ask the driver about it. Returns what is charged for it. */
+/* A pool was made; one is about to be destroyed: nobody may ask the driver about it, and what it held has fallen then. forget
+   returns its device. */
 struct hm_pool *hm_pool_add(CUmemoryPool handle, int device);
-struct hm_charge hm_pool_forget(struct hm_pool *pool);
+int hm_pool_forget(struct hm_pool *pool);
 
 /* The current pool of a device may be another now. */
 void hm_pool_forget_current(void);
 
-/* A call that gives back what pools hold unused has returned: of one of them, or of any. */
-void hm_pool_read(struct hm_pool *pool);
-void hm_pool_synchronized(void);
+/* Around a call that may give back what pools hold unused. end takes what begin returned. */
+int hm_pool_sync_begin(void);
+void hm_pool_sync_end(int call);
 
 /* Read what each pool of the device holds into the ledger if that is more (device -1: all). False: one holds less. */
 bool hm_pool_refresh(int device);
 
-/* Give back to the card what the pools of the device hold unused, and refresh (device -1: all). */
+/*
+ * Give back to the card what the pools of the device hold unused (device -1: all). Waits, 100 ms at most, for what
+ * other threads are giving back.
+ */
 void hm_pool_trim(int device);
 
 /* graphmem.c: the same for the device's graph memory. */

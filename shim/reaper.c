@@ -17,6 +17,8 @@
 #define SHORT_WINDOW_NS (500 * HM_US)
 #define EARLY_NS (60 * HM_US) /* a nap may take so much longer than it should */
 #define LATE_NS (200 * HM_US)
+#define STUCK_NS \
+    (25 * HM_MS) /* what has not ended by then is charged all the same: it may wait for the host */
 #define LONGEST_START_NS (300 * HM_US)
 #define SLACK_NS 1UL /* of our own naps, instead of 50 us */
 
@@ -24,12 +26,14 @@ static pthread_mutex_t mutex =
     PTHREAD_MUTEX_INITIALIZER; /* held while we touch the driver's objects */
 static bool runs;              /* atomic */
 static uint32_t wanted;        /* futex word: raised to wake the reaper */
+static bool may_spin;          /* we have processors to spare */
 static bool sleeps;            /* it may be in a long sleep; atomic */
 
 /* What one look at a lane found. */
 struct sight {
     bool outstanding; /* work that has not ended, or may come any moment */
     bool hurry;       /* somebody waits for its end */
+    bool tense;       /* somebody may do so at any moment, who has no time */
 };
 
 void
@@ -74,9 +78,9 @@ tell_start(struct hm_lane *lane, const struct hm_mark *mark, uint64_t now_ns)
     __atomic_store_n(&lane->use->busy_since_ns, usual > from ? usual : from, __ATOMIC_RELEASE);
 }
 
-/* The oldest mark of a line has ended, or will never be known to. */
+/* A mark has ended, or will never be known to. */
 static void
-finish(struct hm_line *line, const struct hm_mark *mark, uint64_t now_ns)
+finish(const struct hm_line *line, struct hm_mark *mark, uint64_t now_ns)
 {
     struct hm_lane *lane = &hm_lanes[line->device];
     uint64_t begun = mark->begun_ns > lane->last_done_ns ? mark->begun_ns : lane->last_done_ns;
@@ -93,24 +97,71 @@ finish(struct hm_line *line, const struct hm_mark *mark, uint64_t now_ns)
     lane->last_done_ns = now_ns;
     __atomic_store_n(&lane->oldest_cost_ns, 0,
                      __ATOMIC_RELAXED); /* until we look at what is next */
-    __atomic_store_n(&line->done, line->done + 1, __ATOMIC_RELEASE); /* partner: hm_window_mark */
+    mark->launches = 0;
 }
 
-/* Take what has ended off a line. The oldest that has not is returned, NULL if there is none. */
-static const struct hm_mark *
-collect(struct hm_line *line)
+static bool
+has_ended(const struct hm_mark *mark)
 {
-    while (line->done != __atomic_load_n(&line->marked, __ATOMIC_ACQUIRE)) {
-        const struct hm_mark *mark = &line->mark[line->done % HM_MARKS];
+    if (mark->context == NULL)
+        return true;
+    enter_context(mark->context);
+    return REAL(cuEventQuery(mark->event)) != CUDA_ERROR_NOT_READY;
+}
 
-        if (mark->context != NULL) {
-            enter_context(mark->context);
-            if (REAL(cuEventQuery(mark->event)) == CUDA_ERROR_NOT_READY)
-                return mark;
-        }
-        finish(line, mark, hm_now_ns());
+/* The oldest mark waits for something else than the card, and others that came after it have ended: it makes room for them. */
+static struct hm_mark *
+move_behind(struct hm_line *line, struct hm_mark *oldest)
+{
+    struct hm_mark *end, moved = *oldest;
+
+    if (!hm_line_hold(line))
+        return oldest;
+    if (line->marked - line->done == HM_MARKS) {
+        hm_line_release(line);
+        return oldest;
     }
-    return NULL;
+    end = &line->mark[line->marked % HM_MARKS];
+    *oldest = *end;
+    oldest->launches = 0;
+    *end = moved;
+    __atomic_store_n(&line->marked, line->marked + 1, __ATOMIC_RELEASE);
+    hm_line_release(line);
+    return end;
+}
+
+/* Take what has ended off a line, on whatever stream. The oldest that has not is returned, NULL if there is none. */
+static const struct hm_mark *
+collect(struct hm_line *line, uint64_t now_ns)
+{
+    uint32_t marked = __atomic_load_n(&line->marked, __ATOMIC_ACQUIRE);
+    struct hm_mark *first = NULL;
+    bool overtaken = false;
+
+    for (uint32_t i = line->done; i != marked; i++) {
+        struct hm_mark *mark = &line->mark[i % HM_MARKS];
+
+        if (mark->launches == 0 || (first != NULL && mark->stream == first->stream))
+            continue;
+        if (has_ended(mark)) {
+            finish(line, mark, hm_now_ns());
+            overtaken = first != NULL;
+        } else if (first == NULL) {
+            first = mark;
+        }
+    }
+    if (first != NULL && now_ns > first->begun_ns + 2 * first->cost_ns + STUCK_NS) {
+        __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)first->cost_ns,
+                           __ATOMIC_RELAXED);
+        first->cost_ns = 0; /* nobody waits for room until this ends */
+        if (overtaken && first == &line->mark[line->done % HM_MARKS])
+            first = move_behind(line, first);
+    }
+    while (line->done != __atomic_load_n(&line->marked, __ATOMIC_ACQUIRE) &&
+           line->mark[line->done % HM_MARKS].launches == 0)
+        __atomic_store_n(&line->done, line->done + 1,
+                         __ATOMIC_RELEASE); /* partner: hm_window_mark */
+    return first;
 }
 
 /* Put a mark behind a tail, for its thread. */
@@ -127,9 +178,7 @@ mark_tail(struct hm_line *line, struct hm_tail *tail)
 static void
 mark_notes(struct hm_line *line)
 {
-    uint32_t count = line->noted < HM_NOTED ? line->noted : HM_NOTED;
-
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < line->noted; i++)
         if (line->note[i].launches > 0 && !mark_tail(line, &line->note[i]))
             return;
     line->noted = 0;
@@ -219,13 +268,13 @@ look(int device, uint64_t now_ns)
             continue;
         sight.outstanding |=
             tidy(line, over, (word & HM_GATE_STATES) == HM_GATE_FREE && !over, now_ns);
-        first = collect(line);
+        first = collect(line, now_ns);
         if (first != NULL && (oldest == NULL || first->begun_ns < oldest->begun_ns))
             oldest = first;
     }
     sight.outstanding |= oldest != NULL;
-    sight.hurry =
-        over || __atomic_load_n(&lane->gate->window_ns, __ATOMIC_RELAXED) < SHORT_WINDOW_NS;
+    sight.hurry = over;
+    sight.tense = __atomic_load_n(&lane->gate->window_ns, __ATOMIC_RELAXED) < SHORT_WINDOW_NS;
     if (oldest != NULL) {
         uint64_t since =
             oldest->begun_ns > lane->last_done_ns ? oldest->begun_ns : lane->last_done_ns;
@@ -235,6 +284,8 @@ look(int device, uint64_t now_ns)
     }
     if (!sight.outstanding) /* whatever was dropped on the way */
         __atomic_store_n(&lane->ahead_ns, 0, __ATOMIC_RELAXED);
+    if (oldest != NULL && now_ns > lane->busy_from_ns + STUCK_NS)
+        settle_start(lane);
     if (!sight.outstanding && over) {
         become_drained(lane, slot, now_ns);
     } else if (sight.outstanding && (word & HM_GATE_STATES) == HM_GATE_WINDOWED &&
@@ -270,7 +321,7 @@ nap_ns(const struct hm_lane *lane, struct sight sight, uint64_t now_ns)
     int64_t left = (int64_t)(lane->oldest_since_ns + lane->oldest_cost_ns - now_ns);
     int64_t nap = sight.hurry ? left - EARLY_NS : left / 2;
 
-    if (sight.hurry && left < EARLY_NS && left > -LATE_NS)
+    if ((sight.tense && may_spin) || (sight.hurry && left < EARLY_NS && left > -LATE_NS))
         return 0;
     if (nap < SHORTEST_NAP_NS)
         return SHORTEST_NAP_NS;
@@ -334,6 +385,7 @@ reaper(void *unused)
     (void)unused;
     prctl(PR_SET_NAME, "hamirt-reaper");
     prctl(PR_SET_TIMERSLACK, SLACK_NS);
+    may_spin = hm_may_spin();
     REAL(cuThreadExchangeStreamCaptureMode(&relaxed));
     while (__atomic_load_n(&runs, __ATOMIC_ACQUIRE)) {
         uint32_t seen = __atomic_load_n(&wanted, __ATOMIC_ACQUIRE);

@@ -174,7 +174,10 @@ is_same(int fd, const struct hm_limits *limits)
         return false;
     for (uint32_t i = 0; i < limits->device_count; i++)
         if (strncmp(there.device[i].uuid, limits->device[i].uuid, HM_UUID_BYTES) != 0 ||
-            there.device[i].memory_bytes != limits->device[i].memory_bytes)
+            there.device[i].memory_bytes != limits->device[i].memory_bytes ||
+            there.device[i].time_percent != limits->device[i].time_percent ||
+            there.device[i].weight != limits->device[i].weight ||
+            there.device[i].latency_class != limits->device[i].latency_class)
             return false;
     return true;
 }

@@ -206,6 +206,7 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
         tail->launches = 0; /* nobody can tell when it ends: it counts as ended */
         return;
     }
+    mark->stream = tail->stream;
     mark->begun_ns = tail->begun_ns;
     mark->cost_ns = tail->cost_ns;
     mark->work = tail->work;
@@ -216,7 +217,10 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
     __atomic_store_n(&line->marked, line->marked + 1, __ATOMIC_RELEASE); /* partner: the reaper */
 }
 
-/* Not while anything captures: a record would go into the graph, or end a capture that the stream has to do with. */
+/*
+ * Not while anything captures: a record would go into the graph, or end a capture that the stream has to do with. Until
+ * then the work does not count as ahead of anybody: who captures may be waiting for him.
+ */
 bool
 hm_window_mark_apart(struct hm_line *line, struct hm_tail *tail)
 {
@@ -227,5 +231,10 @@ hm_window_mark_apart(struct hm_line *line, struct hm_tail *tail)
     if (may)
         hm_window_mark(line, tail);
     hm_capture_unlock();
+    if (!may) {
+        __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)tail->cost_ns,
+                           __ATOMIC_RELAXED);
+        tail->cost_ns = 0;
+    }
     return may && tail->launches == 0;
 }

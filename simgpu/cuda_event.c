@@ -180,9 +180,11 @@ cuCtxRecordEvent(CUcontext handle, CUevent event_handle)
     if (event == NULL || event->ctx != ctx)
         return CUDA_ERROR_INVALID_HANDLE;
     result = hm_capture_refuse_context(ctx);
-    if (result == CUDA_SUCCESS)
-        hm_event_mark(event, hm_stream_legacy(ctx));
-    return result;
+    if (result != CUDA_SUCCESS)
+        return result;
+    hm_streams_join(hm_stream_legacy(ctx));
+    hm_event_mark(event, hm_stream_legacy(ctx));
+    return CUDA_SUCCESS;
 }
 
 HM_EXPORT CUresult

@@ -211,23 +211,42 @@ fence(struct hm_stream *stream, struct hm_stream *before)
     append(stream, &wait);
 }
 
+/* What is submitted to `stream` next comes after all that `before` was given. */
+static void
+follow(struct hm_stream *stream, struct hm_stream *before)
+{
+    if (before->first != NULL)
+        fence(stream, before);
+    else if (before->position > stream->position)
+        stream->position = before->position;
+}
+
 /* The legacy stream and the blocking streams of a context wait for each other. */
 static void
 fence_legacy(struct hm_stream *stream)
 {
     struct hm_stream *legacy = hm_stream_legacy(stream->ctx);
 
-    if (waiting == NULL || (stream->flags & CU_STREAM_NON_BLOCKING) != 0)
+    if ((stream->flags & CU_STREAM_NON_BLOCKING) != 0)
         return;
     if (stream != legacy) {
-        if (legacy->first != NULL)
-            fence(stream, legacy);
+        follow(stream, legacy);
         return;
     }
     for (struct hm_stream *other = stream->ctx->streams; other != NULL; other = other->next) {
-        if (other != legacy && other->first != NULL && (other->flags & CU_STREAM_NON_BLOCKING) == 0)
-            fence(legacy, other);
+        if (other != legacy && (other->flags & CU_STREAM_NON_BLOCKING) == 0)
+            follow(legacy, other);
     }
+}
+
+void
+hm_streams_join(struct hm_stream *stream)
+{
+    for (struct hm_stream *other = stream->ctx->streams; other != NULL; other = other->next) {
+        if (other != stream && other->first != NULL)
+            fence(stream, other);
+    }
+    stream->position = hm_context_work(stream->ctx, 0); /* also of streams that are gone */
 }
 
 void

@@ -96,6 +96,8 @@ struct hm_stream *hm_stream_legacy(struct hm_context *ctx);
 
 /* Puts an operation at the end of a stream that is not capturing. The op is copied. */
 void hm_stream_submit(struct hm_stream *stream, const struct hm_op *op);
+/* What is submitted to the stream next comes after all that its context was given. */
+void hm_streams_join(struct hm_stream *stream);
 /* Issues what can be issued; `run_host`: host functions too (the helper only). True if any was. */
 bool hm_streams_pump(bool run_host);
 /* Whether any stream of this process has a queue. */

@@ -23,6 +23,7 @@ from pathlib import Path
 from hamirt import config, exporter, region, wire
 from hamirt._region import ffi
 from hamirt.model import LatencyClass
+from hamirt.region import DEVICES
 from tests.fuzz import request_cases
 from tests.fuzz.daemon import Asker, Daemon, askers, running
 from tests.fuzz.http_answers import GLANCE_SECONDS, Answer, NoHttpError, exchange, fault_of, read_answers
@@ -30,9 +31,15 @@ from tests.fuzz.outcome import Outcome, TooManyFindings, growth
 from tests.fuzz.request_cases import Request, Sending, mutated, written
 
 UUIDS = tuple(f"GPU-5a1e0000-0000-4000-8000-{index:012x}" for index in range(2))
-_LEASE_AT = ffi.offsetof("struct hm_limits", "lease_ns")
+_GATE_BYTES = ffi.sizeof("struct hm_gate")
+_LIVE = (  # of the limits page: what changes by itself, the lease and the gates
+    (ffi.offsetof("struct hm_limits", "lease_ns"), 8),
+    *((ffi.offsetof("struct hm_limits", "device", at, "gate"), _GATE_BYTES) for at in range(DEVICES)),
+)
 _LOOKS = 20
-_FILES = 4  # that the daemon keeps open for a tenant: two pages, `alive`, and the creator's pidfd
+_FILES = (
+    5  # that the daemon keeps open for a tenant: two pages, the arbiter's for one, `alive`, and the creator's pidfd
+)
 _MOST_TENANTS = 12
 _PATIENCE_SECONDS = 10.0
 _CHECK_EVERY = 200
@@ -43,7 +50,7 @@ _WARM_UP = 0.2  # of the cases
 
 @dataclass(slots=True)
 class Made:
-    """A tenant as it must be: its limits page without the lease, and who asked for it with what."""
+    """A tenant as it must be: its limits page without what changes by itself, and who asked for it with what."""
 
     name: str
     asker: Asker
@@ -256,6 +263,8 @@ class Fuzzer:
         for uuid, fields in pairs:
             for name, value in fields.items():
                 wanted = LatencyClass(value) if name == "latency_class" else value
+                if name == "time_percent" and value == 100:
+                    wanted = None  # the whole card is no cap
                 if getattr(by_uuid[uuid], name) != wanted:
                     self._found(f"{name} is not what was asked for", getattr(by_uuid[uuid], name))
 
@@ -335,8 +344,10 @@ class Fuzzer:
         return answer
 
     def _page(self, identity: str) -> bytes:
-        page = (self._daemon.root / "tenants" / identity / "ro" / "limits").read_bytes()
-        return page[:_LEASE_AT] + page[_LEASE_AT + 8 :]
+        page = bytearray((self._daemon.root / "tenants" / identity / "ro" / "limits").read_bytes())
+        for start, size in _LIVE:
+            page[start : start + size] = bytes(size)
+        return bytes(page)
 
     def _files(self, look: int) -> int:
         """Return how many files the daemon has open; more than one look finds out what it has only for an instant."""

@@ -7,31 +7,34 @@ import subprocess
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hamirt import __version__, client, wire
-from hamirt._region import ffi
+from hamirt import __version__, client, region, wire
 from hamirt.client import Reach
-from hamirt.model import LatencyClass, Tenant
+from hamirt.model import LatencyClass, Limits, Tenant
 from hamirt.units import MIB
 from tests.node.conftest import HAMIRT, Node
 from tests.node.daemons import UUIDS, Daemon, Program, wish
 from tests.support import need, wait_for
 
 
-def without_lease(daemon: Daemon) -> dict[str, bytes]:
-    """Return all limits pages but for the eight bytes of their leases."""
+def without_lease(daemon: Daemon) -> dict[str, Limits]:
+    """Return all limits, without their leases."""
     paths = sorted((daemon.root / "tenants").glob("*/ro/limits"))
-    pages = {str(path): path.read_bytes() for path in paths}
-    at = ffi.offsetof("struct hm_limits", "lease_ns")
-    return {path: page[:at] + page[at + 12 :] for path, page in pages.items()}  # nor with what asks for a look at NVML
+    return {str(path): replace(region.read_limits(path), lease_ns=None) for path in paths}
 
 
 def seen(daemon: Daemon) -> tuple[Tenant, ...]:
-    """Return the tenants of the last sample."""
-    return wire.node_from_json(daemon.client.node()).tenants
+    """Return the tenants of the last sample, without what was metered since the one before."""
+    tenants = wire.node_from_json(daemon.client.node()).tenants
+    metered = {"busy_ratio": None, "busy_source": None, "metering": None}
+    return tuple(
+        replace(tenant, cards=tuple(replace(card, **metered) for card in tenant.cards))  # type: ignore[arg-type]
+        for tenant in tenants
+    )
 
 
 def test_it_says_who_it_is(daemon: Daemon) -> None:

@@ -84,11 +84,13 @@ def test_64_threads_launch_nothing_while_the_tenant_is_drained(trap: Start, wind
         program.drain()
         program.say("how many?")
         seen.append(program.hear("busy"))
+    counted = program.use().launches
     program.gates.open()
     program.say("quit")
     program.hear("over")
 
     assert seen == [0] * 30
+    assert (counted > 0) == (window_ns is not None)
 
 
 @pytest.mark.parametrize("when", ["outstanding", "waiting"])

@@ -31,6 +31,7 @@ MODES = pytest.mark.parametrize("window_ns", [None, WINDOW_NS], ids=["free", "wi
         # events and streams go with their contexts
         ("streams_destroyed", ""),
         ("contexts_destroyed", ""),
+        ("many_streams", ""),
         ("two_contexts", ""),
         ("primary_reset", ""),
     ],

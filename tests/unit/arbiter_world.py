@@ -76,9 +76,11 @@ class World:
     def run(self, ns: int) -> None:
         """Let `ns` pass."""
         until, events = self.now + ns, self._events
+        most = self.steps + 1000 + ns // (10 * US)
         while events and events[0][0] <= until:
             when, number, process, action = heapq.heappop(events)
             self.now = max(when, self.now)
+            assert self.steps < most, "the arbiter does not come to rest"
             if process is None:
                 if action != self._step or number == self._wake_event:
                     action()
@@ -96,7 +98,7 @@ class World:
         tenant.join(self._kept)
         self.ring()
         for device in range(len(tenant.lanes)):
-            for _ in range(tenant.processes_each):
+            for _ in range(tenant.processes_each if device not in tenant.absent else 0):
                 tenant.process(load, device)
         return tenant
 
@@ -139,7 +141,7 @@ class World:
             due = lib.hm_card_step(card.state, now)
             if due < again:
                 again = due
-            self._hurries |= lib.hm_card_hurries(card.state)
+            self._hurries |= lib.hm_card_hurries(card.state, now)
         if again == NEVER:
             self._wake(now + BEAT_NS)
         else:
@@ -261,7 +263,9 @@ class Tenant:
         cards: Sequence[int] = (0,),
         processes: int = 1,
         uuids: Sequence[str] | None = None,
+        absent: Sequence[int] = (),  # devices that the node does not have
     ) -> None:
+        self.absent = absent
         self.world, self.number, self.processes_each = world, number, processes
         self.limits, self.usage = ffi.new("struct hm_limits *"), ffi.new("struct hm_usage *")
         self.limits.device_count = len(cards)
@@ -270,7 +274,8 @@ class Tenant:
         for lane, card in zip(self.lanes, cards, strict=True):
             lane.limit.uuid = (uuids[card] if uuids else f"GPU-{card:04}").encode()
             lane.limit.time_percent, lane.limit.weight, lane.limit.latency_class = percent, weight, latency_class
-        self._lives = ffi.callback("bool(void *, int)", lambda _, slot: self.processes[slot].lives)
+        self._by_slot: list[Process] = []
+        self._lives = ffi.callback("bool(void *, int)", lambda _, slot: self._by_slot[slot].lives)
 
     def join(self, kept: list[Any]) -> None:
         """Become known to the arbiter, as hm_arbiter_add does it."""
@@ -282,14 +287,17 @@ class Tenant:
             party.usage, party.device, party.lives = self.usage, device, self._lives
             party.gang = ffi.addressof(parties, (device + 1) % len(self.lanes))
         for device, lane in enumerate(self.lanes):
+            if device in self.absent:
+                continue
             assert lib.hm_card_add(lane.card.state, ffi.addressof(parties, device), self.world.now)
 
     def process(self, load: Load, device: int = 0, kind: "type[Process] | None" = None) -> "Process":
         """Start another process."""
-        process = (kind or Process)(self.lanes[device], len(self.processes), load)
+        process = (kind or Process)(self.lanes[device], len(self._by_slot), load)
+        self._by_slot.append(process)
         self.processes.append(process)
         self.lanes[device].processes.append(process)
-        self.usage.high_slot = len(self.processes)
+        self.usage.high_slot = len(self._by_slot)
         process.later(self.world.latency(), process.ask)
         return process
 
@@ -344,6 +352,7 @@ class Process:
     def go_on(self) -> None:
         """SIGCONT."""
         self.stopped = False
+        self.use.beats += 1  # its threads look at the gate again
         held, self.held = self.held, []
         for action in held:
             self.later(self.world.latency(), action)
@@ -384,6 +393,11 @@ class Process:
             self._launch()
 
     def _launch(self) -> None:
+        self._enter()
+        self._bounded = False
+        self.begin()
+
+    def _enter(self) -> None:
         use, word, now = self.use, self.lane.word, self.world.now
         if word & STATES != CLOSED:
             use.entered = word // SLOT
@@ -396,8 +410,6 @@ class Process:
                 self.world.ring()
         elif use.busy:
             self.later(IDLE_NS + self.world.latency(), self._see_unmetered)
-        self._bounded = False
-        self.begin()
 
     def begin(self) -> None:
         """The card starts with what was launched, and more comes."""
@@ -440,7 +452,7 @@ class Process:
         elif self._is_closed:
             self._bound()
         elif not self.stopped and not self._bounded:
-            self._launch()  # the same program in another mode
+            self._enter()  # it goes on, in another mode
 
     def ended(self) -> None:
         """What was launched has ended."""

@@ -236,6 +236,22 @@ same_stream_tail(void)
     capture_beside(stream, stream, mode_named(), true);
 }
 
+/* More streams than are noted one by one; the long kernel is on one in the middle. */
+static void
+many_streams(void)
+{
+    CUstream streams[THREADS];
+
+    hear();
+    for (int i = 0; i < THREADS; i++) {
+        streams[i] = make_stream(CU_STREAM_NON_BLOCKING);
+        spin(streams[i], SHORT_NS);
+    }
+    launch_long(streams[THREADS / 2]);
+    spin(streams[0], SHORT_NS);
+    hear();
+}
+
 static bool over; /* atomic */
 
 static void *
@@ -295,6 +311,18 @@ made_again(void)
     hear();
 }
 
+/* A stream may go before what was launched on it. */
+static void
+launch_long_and_destroy(void)
+{
+    CUstream stream = make_stream(CU_STREAM_NON_BLOCKING);
+    uint64_t start = now_ns();
+
+    spin(stream, LONG_NS);
+    CHECK(cuStreamDestroy(stream));
+    say("launched", start + LONG_NS);
+}
+
 static void
 streams_destroyed(void)
 {
@@ -311,8 +339,7 @@ streams_destroyed(void)
     }
     __atomic_store_n(&over, true, __ATOMIC_RELEASE);
     pthread_join(thread, NULL);
-    CHECK(cuCtxSynchronize());
-    launch_long(CU_STREAM_LEGACY);
+    launch_long_and_destroy();
     hear();
 }
 
@@ -490,6 +517,41 @@ many_threads(void)
         pthread_join(threads[i], NULL);
 }
 
+static CUdeviceptr told; /* by host and card alike */
+
+static void CUDA_CB
+wait_for_line(void *unused)
+{
+    (void)unused;
+    hear();
+}
+
+/* One stream waits for a host function or a value, which the next line on standard input brings; another one works. */
+static void
+stuck(void)
+{
+    CUstream waits = make_stream(CU_STREAM_NON_BLOCKING),
+             works = make_stream(CU_STREAM_NON_BLOCKING);
+    static uint32_t value;
+    char line[16];
+    bool by_value = strcmp(argument, "value") == 0;
+
+    told = (CUdeviceptr)&value;
+    if (by_value)
+        CHECK(cuStreamWaitValue32(waits, told, 1, CU_STREAM_WAIT_VALUE_GEQ));
+    else
+        CHECK(cuLaunchHostFunc(waits, wait_for_line, NULL));
+    spin(waits, SHORT_NS);
+    say("ready", 0);
+    for (int i = 0; cuStreamQuery(waits) != CUDA_SUCCESS; i++) {
+        spin(works, SHORT_NS);
+        CHECK(cuStreamSynchronize(works));
+        if (by_value && i == 200)
+            value = fgets(line, sizeof(line), stdin) != NULL;
+    }
+    CHECK(cuStreamSynchronize(waits));
+}
+
 struct writer {
     pthread_t thread;
     CUstream stream;
@@ -590,11 +652,13 @@ static const struct {
     {"made_again", made_again},
     {"streams_destroyed", streams_destroyed},
     {"contexts_destroyed", contexts_destroyed},
+    {"many_streams", many_streams},
     {"two_contexts", two_contexts},
     {"primary_reset", primary_reset},
     {"forked", forked},
     {"ends", ends},
     {"many_threads", many_threads},
+    {"stuck", stuck},
     {"patterns", patterns},
 };
 
