@@ -212,12 +212,13 @@ def take(crew: Crew, step: Step) -> Run:
 
 
 def _figures(crew: Crew, name: str, job: Job, parts: Sequence[Series], start_ns: int, end_ns: int) -> dict[str, Any]:
-    windows = seconds(parts, start_ns, end_ns)
+    whole = rate(parts, start_ns, end_ns)
+    windows = seconds(parts, start_ns, end_ns) or [whole]  # a run of less than a second is one window
     latencies = [one for file in crew.loads[name].files for one in file.latencies_ms(start_ns, end_ns)]
     return {
         "job": job.label,
         "length_ns": job.length_ns,
-        "rate": rate(parts, start_ns, end_ns),
+        "rate": whole,
         "low": min(windows),
         "high": max(windows),
         "windows": [round(one, 5) for one in windows],
