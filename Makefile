@@ -6,7 +6,7 @@ C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h $(foreach d,tests/s
 PYTEST = $(BIN)/python -m pytest -n 2 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint unit shim node fuzz sanitize dist gpu-bundle format clean
+.PHONY: help build demo test lint unit shim node instructions fuzz soak sanitize dist gpu-bundle format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,7 @@ test: build  ## Lint, then all tests that need no GPU
 	@# what measures time, before what takes all cores
 	$(BIN)/python -m pytest -q -m realtime tests/sim
 	$(BIN)/python -m pytest -q -m realtime --ignore=tests/sim tests
+	@$(MAKE) --no-print-directory soak SOAK_SECONDS=60
 	$(PYTEST) -m "not gpu and not realtime" tests
 
 lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
@@ -49,8 +50,17 @@ shim: build  ## The tests of the shim and of the simulated driver
 node: build  ## The tests of `hamirt run` and `hamirt status`
 	$(PYTEST) tests/node
 
+instructions: build  ## Count what a launch spends in the hook, on the simulated card; results in build/
+	$(BIN)/python -m bench.build --out build/gpu-programs
+	$(BIN)/python -m bench.instructions --programs build/gpu-programs --out build
+
 fuzz: build  ## Spoil pages and requests to the daemon, 100,000 of each: some minutes; results in FUZZ_OUT
 	$(BIN)/python -m tests.fuzz --out $(or $(FUZZ_OUT),build/fuzz.json)
+
+soak: build  ## Tenants come, go and change at random: 30 minutes or SOAK_SECONDS, simulated; results in SOAK_OUT
+	@$(BIN)/python -m bench.build --out build/bench-programs >/dev/null
+	$(BIN)/python -m bench.soak --sim --programs build/bench-programs --seconds $(or $(SOAK_SECONDS),1800) \
+		--out $(or $(SOAK_OUT),build/soak)
 
 sanitize: build  ## The shim's tests under AddressSanitizer and ThreadSanitizer
 	@for sanitizer in address thread; do \

@@ -14,13 +14,15 @@
      MS) /* with many that want the card, slots get shorter, so that a turn does not take longer */
 #define IDLE_NS (300 * US) /* as HM_IDLE_NS of the shim */
 #define UNUSED_NS (5 * MS) /* who asked for the card and does not launch loses it */
+#define UNPAID_NS (1 * MS) /* of a slot: until it has begun, and until it is seen to be idle */
 #define CONTENDED_NS (500 * MS)
 #define LATENCY_NS (1000 * MS)
 #define STARVED_NS \
     (400 * MS) /* who waited so long is next, whatever the classes: a few percent for everybody */
 #define HEAD_START_NS (20 * MS)
-#define PERIOD_NS (20 * MS) /* of a cap: its slots and its pauses together */
-#define BURST_NS (20 * MS)  /* a cap's credit does not grow beyond this */
+#define PERIOD_NS (10 * MS)      /* of a cap: its slots and its pauses together */
+#define LONG_PERIOD_NS (20 * MS) /* while others want the card: each change costs */
+#define BURST_NS (20 * MS)       /* a cap's credit does not grow beyond this */
 #define LONGEST_NS (10000 * MS)
 #define WINDOW_NS (1 * MS)
 #define SHORT_WINDOW_NS (120 * US)
@@ -234,7 +236,7 @@ static void
 give_credit(struct hm_party *party, uint64_t now_ns)
 {
     struct hm_gate *gate = party->gate;
-    int64_t passed = now_ns > gate->credited_ns ? (int64_t)(now_ns - gate->credited_ns) : 0;
+    int64_t passed = now_ns > gate->credited_ns ? (int64_t)(now_ns - gate->credited_ns) : 0, most;
 
     if (!is_capped(party) || gate->credited_ns == 0) {
         gate->credit_ns = 0;
@@ -244,7 +246,11 @@ give_credit(struct hm_party *party, uint64_t now_ns)
     passed = min(passed, LONGEST_NS); /* a machine that slept owes nobody */
     if (passed < 100)
         return; /* so that rounding loses nothing to speak of */
-    gate->credit_ns = min(BURST_NS, gate->credit_ns + passed * percent_of(party) / 100);
+    /* While it works, its credit is what it has to pay with once it is known what it took. */
+    most = party == party->card->holder && party->busy ? INT64_MAX : BURST_NS;
+    most =
+        max(most, gate->credit_ns); /* what a successor was given for the time without an arbiter */
+    gate->credit_ns = min(most, gate->credit_ns + passed * percent_of(party) / 100);
     gate->credited_ns = now_ns;
 }
 
@@ -252,9 +258,13 @@ give_credit(struct hm_party *party, uint64_t now_ns)
 static int64_t
 opening_credit(const struct hm_party *party)
 {
-    int64_t percent = percent_of(party);
+    int64_t percent = percent_of(party),
+            period =
+                party->card->count > 1 && party->card->contended_until_ns > party->gate->credited_ns
+                    ? LONG_PERIOD_NS
+                    : PERIOD_NS;
 
-    return PERIOD_NS * percent * (100 - percent) / 10000;
+    return period * percent * (100 - percent) / 10000;
 }
 
 static bool
@@ -283,20 +293,19 @@ set_gate(struct hm_party *party, uint32_t slot, enum hm_gate_state state)
 }
 
 /*
- * Several processes share the window. While somebody of class latency is about, it is short for all others; his own is
- * long, since to fill it again takes a thread that wakes in time.
+ * While somebody of class latency is about, the window is short for all others; his own is long, since to fill it again takes
+ * a thread that wakes in time. Each process of a tenant has it whole: with less than a slice of the driver's in flight, several
+ * processes would lose more to the changes between them.
  */
 static void
 set_window(const struct hm_card *card, struct hm_party *party, uint64_t now_ns)
 {
-    uint32_t crowd = party->crowd > 0 ? party->crowd : 1;
     int64_t window = WINDOW_NS;
 
     if (is_latency(party))
         window = LONG_WINDOW_NS;
     else if (now_ns < card->latency_until_ns)
         window = SHORT_WINDOW_NS;
-    window = max(window / crowd, min(window, SHORT_WINDOW_NS));
     __atomic_store_n(&party->gate->window_ns, (uint32_t)window, __ATOMIC_RELAXED);
 }
 
@@ -327,9 +336,9 @@ start_slot(struct hm_card *card, uint64_t now_ns)
 
     card->state = HM_CARD_HELD;
     card->opened_ns = now_ns;
+    card->claimed_ns = 0;
+    party->charged_before_ns = party->gate->charged_ns;
     party->gate->slots++;
-    if (card->closed_ns > 0 && is_contended(card, now_ns))
-        card->handover_ns += now_ns - card->closed_ns;
     set_window(card, party, now_ns);
     set_gate(party, (slot_of(party) + 1) & (UINT32_MAX / HM_GATE_SLOT),
              metered ? HM_GATE_WINDOWED : HM_GATE_FREE);
@@ -341,6 +350,7 @@ close_gate(struct hm_card *card, uint64_t now_ns)
     struct hm_party *party = card->holder;
 
     if (state_of(party) == HM_GATE_FREE) {
+        party->was_busy = false; /* an end from before is none of this */
         party->gate->free_ns += now_ns - card->opened_ns;
         party->gate->charged_until_ns =
             now_ns; /* what is still queued is charged, what was done is not */
@@ -413,11 +423,19 @@ wants_now(const struct hm_party *party)
 static int
 rank(const struct hm_card *card, const struct hm_party *party, uint64_t now_ns)
 {
-    if (now_ns > party->wanted_since_ns + STARVED_NS)
+    if (party->wanted_since_ns > 0 && now_ns > party->wanted_since_ns + STARVED_NS)
         return 0;
     if (is_latency(party) && party->gate->virtual_ns <= card->virtual_ns + HEAD_START_NS)
         return 1;
     return is_batch(party) ? 3 : 2;
+}
+
+/* Of two of one rank: who waits longest, if that is why they are there, else who had less. */
+static bool
+comes_before(const struct hm_party *one, const struct hm_party *other, int rank)
+{
+    return rank == 0 ? one->wanted_since_ns < other->wanted_since_ns
+                     : one->gate->virtual_ns < other->gate->virtual_ns;
 }
 
 static struct hm_party *
@@ -434,7 +452,7 @@ choose(struct hm_card *card, uint64_t now_ns)
             continue;
         its_rank = rank(card, party, now_ns);
         if (best == NULL || its_rank < best_rank ||
-            (its_rank == best_rank && party->gate->virtual_ns < best->gate->virtual_ns)) {
+            (its_rank == best_rank && comes_before(party, best, best_rank))) {
             best = party;
             best_rank = its_rank;
         }
@@ -467,11 +485,15 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
         give_credit(party, now_ns);
         if (party->wants || party == card->holder)
             join_queue(card, party, now_ns);
-        if (!party->wants)
+        if (party->wants && party != card->holder && !may_open(party) &&
+            party->gate->virtual_ns < card->virtual_ns - LEAST_SLOT_NS)
+            party->gate->virtual_ns = card->virtual_ns - LEAST_SLOT_NS; /* its cap's doing */
+        if (!party->wants || (party == card->holder && party->entered))
             party->wanted_since_ns = 0;
         else if (party->wanted_since_ns == 0)
             party->wanted_since_ns = now_ns;
-        if ((party->wants || party == card->holder) && party->gate->virtual_ns < least)
+        if (((party->wants && may_open(party)) || party == card->holder) &&
+            party->gate->virtual_ns < least)
             least = party->gate->virtual_ns;
         if (party->wants && party != card->holder) {
             card->contended_until_ns = now_ns + CONTENDED_NS;
@@ -499,6 +521,21 @@ is_overtaken(const struct hm_card *card, uint64_t now_ns)
     return false;
 }
 
+/* When the next of those that wait for credit has it. */
+static uint64_t
+next_opening(const struct hm_card *card, uint64_t now_ns)
+{
+    uint64_t next = UINT64_MAX;
+
+    for (int i = 0; i < card->count; i++) {
+        uint64_t opens =
+            card->party[i] != card->holder ? opens_ns(card->party[i], now_ns) : UINT64_MAX;
+
+        next = opens < next ? opens : next;
+    }
+    return next;
+}
+
 /* How long the holder may have the card while others want it. */
 static int64_t
 slot_ns(const struct hm_card *card)
@@ -522,12 +559,16 @@ slot_ns(const struct hm_card *card)
 
 /* When the holder's slot has to end, as things are now. */
 static uint64_t
-end_of_slot(const struct hm_card *card, uint64_t now_ns)
+end_of_slot(struct hm_card *card, uint64_t now_ns)
 {
     const struct hm_party *party = card->holder;
     bool claimed = is_claimed(card), free = state_of(party) == HM_GATE_FREE;
     uint64_t end = UINT64_MAX, start;
 
+    if (!claimed)
+        card->claimed_ns = 0;
+    else if (card->claimed_ns == 0)
+        card->claimed_ns = now_ns;
     if (free)
         return claimed || is_capped(party) ? now_ns : UINT64_MAX;
     if (is_capped(party) && party->busy) {
@@ -573,7 +614,7 @@ static uint64_t
 go_on(struct hm_card *card, uint64_t now_ns)
 {
     struct hm_party *party = card->holder;
-    uint64_t end = end_of_slot(card, now_ns);
+    uint64_t end = end_of_slot(card, now_ns), opening = next_opening(card, now_ns);
 
     if (end <= now_ns) {
         if (!party->entered && !party->busy && now_ns >= card->opened_ns + UNUSED_NS)
@@ -590,7 +631,7 @@ go_on(struct hm_card *card, uint64_t now_ns)
     set_window(card, party, now_ns);
     if (state_of(party) == HM_GATE_WINDOWED && !is_capped(party) && card->contended_until_ns < end)
         end = card->contended_until_ns;
-    return end;
+    return opening < end ? opening : end;
 }
 
 /* A slot whose work did not end in time: the next one starts beside it. */
@@ -613,6 +654,18 @@ drain_ns(const struct hm_party *party)
     return (uint64_t)min(max(DRAIN_NS, 2 * longest), LONGEST_DRAIN_NS);
 }
 
+/* Who had the card while others waited for it pays for that time, whatever it says of its work. */
+static void
+charge_possession(struct hm_card *card, uint64_t now_ns)
+{
+    struct hm_party *party = card->holder;
+    int64_t charged = (int64_t)(party->gate->charged_ns - party->charged_before_ns),
+            owed = card->claimed_ns > 0 ? (int64_t)(now_ns - card->claimed_ns) - UNPAID_NS : 0;
+
+    if (owed > charged)
+        charge(party, owed - charged);
+}
+
 static uint64_t
 drain(struct hm_card *card, uint64_t now_ns)
 {
@@ -626,9 +679,9 @@ drain(struct hm_card *card, uint64_t now_ns)
     }
     if (!party->drained)
         miss(party, now_ns);
+    charge_possession(card, now_ns);
     party->gate->unpreemptible =
         party->missed_ns[0] > 0 && now_ns < party->missed_ns[0] + (uint64_t)MISSES_NS;
-    card->closed_ns = now_ns; /* from here on it is a hand-over */
     card->holder = NULL;
     card->state = HM_CARD_IDLE;
     return now_ns;
@@ -655,17 +708,9 @@ reserved(struct hm_card *card, uint64_t now_ns)
 static uint64_t
 hand_out(struct hm_card *card, uint64_t now_ns)
 {
-    uint64_t again = UINT64_MAX;
-
     card->holder = choose(card, now_ns);
-    if (card->holder == NULL) {
-        for (int i = 0; i < card->count; i++) {
-            uint64_t opens = opens_ns(card->party[i], now_ns);
-
-            again = opens < again ? opens : again;
-        }
-        return again;
-    }
+    if (card->holder == NULL)
+        return next_opening(card, now_ns);
     card->rank = rank(card, card->holder, now_ns);
     card->state = HM_CARD_RESERVED;
     return now_ns;

@@ -37,7 +37,7 @@ struct hm_party {
     uint64_t idle_since_ns; /* the latest end of work */
     uint64_t longest_ns;    /* that one launch took */
 
-    bool holds;                     /* it possesses the card, or is about to with its gang */
+    uint64_t charged_before_ns;     /* the present slot */
     uint64_t wanted_since_ns;       /* 0: it does not wait */
     uint64_t seen_ns;               /* when it last wanted or had the card */
     uint64_t missed_ns[3];          /* the last slots whose work did not end in time */
@@ -60,12 +60,11 @@ struct hm_card {
     int rank;     /* the holder's when it was chosen: who has a lower one overtakes it */
     bool touched; /* the last step changed other cards of a gang, which are to be looked at again */
     uint64_t opened_ns;
+    uint64_t claimed_ns; /* since when another waits for it in this slot; 0: nobody does */
     uint64_t closed_ns;
     uint64_t contended_until_ns; /* others wanted the card of late: no gate is free */
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
-    uint64_t
-        handover_ns; /* between the end of one tenant's work and the start of the next one's, ever */
-    int64_t virtual_ns; /* how far the fair queue is */
+    int64_t virtual_ns;          /* how far the fair queue is */
 };
 
 /* A tenant joins or leaves a card; what it was doing goes on, so that another arbiter can take over at any moment. */

@@ -50,6 +50,12 @@ hm_collective_is(const void *function)
     return most > MOST; /* too many to know: take it for one */
 }
 
+bool
+hm_collective_any(void)
+{
+    return __atomic_load_n(&count, __ATOMIC_RELAXED) > 0;
+}
+
 void
 hm_collective_capture(void)
 {

@@ -10,6 +10,8 @@ void hm_collective_named(const void *function, const char *name);
 /* `function` is the kernel's, in some context. */
 void hm_collective_same(const void *function, const void *kernel);
 bool hm_collective_is(const void *function);
+/* This process is a rank, or will be: it looked one up. */
+bool hm_collective_any(void);
 
 /* One was captured: from then on every graph may hold one. */
 void hm_collective_capture(void);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define LOOK_AGAIN_NS (50 * HM_MS) /* who waits looks so often whether somebody arbitrates */
+#define CATCH_UP_NS (5 * HM_MS)    /* and whether another rank waits for it */
 #define SPIN_NS (2 * HM_MS)        /* a latency tenant does not sleep for less */
 #define SPINS 100
 #define DROP_TRIES 100000
@@ -168,12 +169,11 @@ hm_line_release(struct hm_line *line)
  * go on, or neither ever ends. Only as far as the others are.
  */
 static bool
-is_waited_for(int device, const struct hm_use *use)
+is_waited_for(const struct hm_use *use)
 {
     uint32_t ours = __atomic_load_n(&use->collectives, __ATOMIC_RELAXED);
 
-    if (ours == 0 ||
-        __atomic_load_n(&hm_tenant.usage->device[device].ganged, __ATOMIC_RELAXED) == 0)
+    if (ours == 0 && !hm_collective_any())
         return false;
     for (uint32_t i = 0; i < hm_slots(); i++) {
         const struct hm_slot *slot = &hm_tenant.usage->slot[i];
@@ -228,12 +228,12 @@ wait_for_gate(int device, struct hm_line *line)
         const struct hm_gate *gate = gate_of(lane);
         uint32_t word = __atomic_load_n(&gate->word, __ATOMIC_ACQUIRE);
 
-        if ((word & HM_GATE_STATES) != HM_GATE_CLOSED || is_waited_for(device, use))
+        if ((word & HM_GATE_STATES) != HM_GATE_CLOSED || is_waited_for(use))
             break;
         if (gate == &hm_tenant.usage->device[device].gate)
             hm_leader_see(now_ns);
         if (!latency || now_ns - start_ns > SPIN_NS)
-            hm_futex_wait(&gate->word, word, LOOK_AGAIN_NS);
+            hm_futex_wait(&gate->word, word, hm_collective_any() ? CATCH_UP_NS : LOOK_AGAIN_NS);
         now_ns = hm_now_ns();
         if (now_ns > beat_ns + LOOK_AGAIN_NS) { /* in case that the arbiter took us for stopped */
             beat_ns = now_ns;
@@ -412,7 +412,7 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
         begin_launch(line);
         word = word_of(lane);
         if (HM_UNLIKELY((word & HM_GATE_STATES) == HM_GATE_CLOSED)) {
-            if (is_waited_for(device, lane->use)) {
+            if (is_waited_for(lane->use)) {
                 __atomic_store_n(&lane->use->drained, lane->use->entered - 1, __ATOMIC_SEQ_CST);
             } else {
                 end_launch(line);

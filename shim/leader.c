@@ -13,13 +13,15 @@
 
 #define LEASE_NS (50 * HM_MS)
 #define RENEW_NS (10 * HM_MS)
+#define LONGEST_VACANCY_NS (200 * HM_MS)
 #define STACK_BYTES 131072
 #define FIRST_SLOT 0x20000000u /* no slot of the supervisor's has such a number */
 
 static struct hm_card cards[HM_DEVICES];
 static struct hm_party parties[HM_DEVICES];
-static uint32_t called; /* futex word: raised when this process has become the leader */
-static bool runs;       /* atomic */
+static uint64_t last_lease_ns; /* when that of the last leader ended; whoever takes office */
+static uint32_t called;        /* futex word: raised when this process has become the leader */
+static bool runs;              /* atomic */
 
 /* Who leads stands in the first device's gate, for all. */
 static struct hm_gate *
@@ -52,10 +54,20 @@ slot_lives(void *unused, int slot)
     return hm_region_slot_lives(slot);
 }
 
+/* The last leader died or stopped at work: its tenant was not given the credit of the time since. */
+static void
+make_up(struct hm_gate *gate, const struct hm_limit *limit, uint64_t vacant_ns, uint64_t now_ns)
+{
+    if (vacant_ns > LONGEST_VACANCY_NS || gate->credited_ns == 0)
+        return;
+    gate->credit_ns += (int64_t)(now_ns - gate->credited_ns) * limit->time_percent / 100;
+    gate->credited_ns = now_ns;
+}
+
 static void
 take_office(void)
 {
-    uint64_t now_ns = hm_now_ns();
+    uint64_t now_ns = hm_now_ns(), ended_ns = last_lease_ns;
 
     memset(cards, 0, sizeof(cards));
     memset(parties, 0, sizeof(parties));
@@ -71,6 +83,7 @@ take_office(void)
                                        .gang = &parties[(i + 1) % hm_tenant.limits->device_count],
                                        .lives = slot_lives};
         hm_card_add(&cards[i], &parties[i], now_ns);
+        make_up(gate, parties[i].limit, now_ns > ended_ns ? now_ns - ended_ns : 0, now_ns);
     }
 }
 
@@ -155,7 +168,7 @@ hm_leader_see(uint64_t now_ns)
         !__atomic_compare_exchange_n(&office()->leader, &was, mine, false, __ATOMIC_ACQ_REL,
                                      __ATOMIC_RELAXED))
         return;
-    __atomic_store_n(&office()->lease_ns, now_ns + LEASE_NS, __ATOMIC_RELEASE);
+    last_lease_ns = __atomic_exchange_n(&office()->lease_ns, now_ns + LEASE_NS, __ATOMIC_ACQ_REL);
     if (!__atomic_exchange_n(&runs, true, __ATOMIC_ACQ_REL))
         start();
     hm_futex_ring(&called);

@@ -70,6 +70,17 @@ prepare_fill(const struct hm_launch *launch, struct hm_op *op)
     return CUDA_SUCCESS;
 }
 
+static CUresult
+prepare_collective(const struct hm_launch *launch, struct hm_op *op)
+{
+    op->kind = HM_OP_MEET;
+    if (!argument_number(launch, 0, &op->meet.address) ||
+        !argument_number(launch, 1, &op->meet.ranks) || op->meet.address == 0 ||
+        op->meet.ranks == 0)
+        return CUDA_ERROR_INVALID_VALUE;
+    return CUDA_SUCCESS;
+}
+
 CUresult
 hm_launch_prepare(const struct hm_launch *launch, struct hm_op *op)
 {
@@ -84,6 +95,8 @@ hm_launch_prepare(const struct hm_launch *launch, struct hm_op *op)
         return prepare_spin(launch, op);
     if (strcmp(launch->function->name, "hm_fill") == 0)
         return prepare_fill(launch, op);
+    if (strcmp(launch->function->name, "ncclDevKernel_sim") == 0)
+        return prepare_collective(launch, op);
     return CUDA_SUCCESS;
 }
 

@@ -126,6 +126,7 @@ issue(struct hm_stream *stream, const struct hm_op *op)
     case HM_OP_WAIT:
         return issue_wait(stream, op->record);
     case HM_OP_HOST:
+    case HM_OP_MEET:
         return false;
     case HM_OP_WAIT_VALUE:
         return hm_context_reached(stream->ctx, stream->position) && value_reached(op);
@@ -165,6 +166,26 @@ run_host_function(struct hm_stream *stream)
     return true;
 }
 
+/* A collective begins when its stream is there, and is over when as many as it is for have begun. */
+static bool
+meet(struct hm_stream *stream)
+{
+    struct hm_op *op = stream->first;
+    uint64_t *count = (uint64_t *)op->meet.address;
+
+    if (op->meet.target == 0) {
+        if (!hm_context_reached(stream->ctx, stream->position))
+            return false;
+        op->meet.target =
+            (__atomic_fetch_add(count, 1, __ATOMIC_ACQ_REL) / op->meet.ranks + 1) * op->meet.ranks;
+    }
+    if (__atomic_load_n(count, __ATOMIC_ACQUIRE) < op->meet.target)
+        return false;
+    stream->position = hm_context_work(stream->ctx, op->length_ns);
+    pop(stream);
+    return true;
+}
+
 /* Issues the head of a queue. */
 static bool
 advance(struct hm_stream *stream, bool run_host)
@@ -173,6 +194,8 @@ advance(struct hm_stream *stream, bool run_host)
         return false;
     if (stream->first->kind == HM_OP_HOST && run_host)
         return run_host_function(stream);
+    if (stream->first->kind == HM_OP_MEET)
+        return meet(stream);
     if (!issue(stream, stream->first))
         return false;
     pop(stream);

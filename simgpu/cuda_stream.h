@@ -36,6 +36,7 @@ enum hm_op_kind {
     HM_OP_HOST,
     HM_OP_WAIT_VALUE,
     HM_OP_WRITE_VALUE,
+    HM_OP_MEET,
     HM_OP_FREE,
     HM_OP_GRAPH_ALLOC,
     HM_OP_GRAPH_FREE,
@@ -64,6 +65,11 @@ struct hm_op {
             unsigned int flags;
             bool wide;
         } value;
+        struct {
+            uint64_t address; /* of the count of those that began */
+            uint64_t ranks;
+            uint64_t target; /* of the count; 0: it has not begun */
+        } meet;
         uint64_t address; /* free */
         struct hm_graph_memory *memory;
     };

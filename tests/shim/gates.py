@@ -49,7 +49,7 @@ class Gates:
 
     def slot(self, device: int = 0) -> int:
         """Return the number of the present slot."""
-        return int(self.limits.device[device].gate.word) // lib.HM_GATE_SLOT
+        return int(self.limits.device[device].gate.word // lib.HM_GATE_SLOT)
 
     def use(self, pid: int, device: int = 0) -> Any:
         """Return a process's struct hm_use."""

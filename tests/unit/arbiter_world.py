@@ -1,8 +1,8 @@
 """Tenants and their cards in virtual time, around the real arbiter of shim/arbiter.c.
 
-A process behaves towards its usage page as shim/gate.c, window.c and reaper.c do, and takes 20 to 100 us for whatever it
-does. A card runs the kernels of one process; of several at a time each gets an even part, as the driver has it. Nothing
-happens between two events, so that an hour of slots takes seconds.
+A process behaves towards its usage page as shim/gate.c, window.c and reaper.c do, and takes 20 to 100 us for all that
+it does. A card runs the kernels of one process; of several at a time each gets an even part, as the driver has it.
+Nothing happens between two events, so that an hour of slots takes seconds.
 """
 
 import heapq
@@ -110,7 +110,6 @@ class World:
         """Let the arbiter forget everything, and another go on from the pages after a while."""
         self.rebuilt += 1
         self._wake_ns, self._wake_event = NEVER, -1
-        self._kept.clear()
         self.at(self.now + gap_ns, self._take_over)
         if gap_ns:
             self._wake_ns = self.now + gap_ns  # nobody listens to a bell before
@@ -118,6 +117,7 @@ class World:
     def _take_over(self) -> None:
         for card in self.cards:
             card.forget()
+        self._kept.clear()
         for tenant in self.random.sample(self.tenants, len(self.tenants)):
             tenant.join(self._kept)
         self._wake_ns = NEVER
@@ -360,7 +360,7 @@ class Process:
 
     @property
     def _is_closed(self) -> bool:
-        return self.lane.word & STATES == CLOSED
+        return bool(self.lane.word & STATES == CLOSED)
 
     def ask(self) -> None:
         """A request begins."""

@@ -122,6 +122,16 @@ def test_a_cap_beside_weights() -> None:
     assert sum(got) > 0.96
 
 
+def test_a_cap_beside_one_that_never_pauses() -> None:
+    world = World(2)
+    tenants = [world.tenant(Load(), percent=35), world.tenant(Load())]
+    world.run(1 * S)
+
+    got = shares(world, 20 * S, *tenants)
+
+    assert got == pytest.approx([0.35, 0.64], abs=0.01)
+
+
 def test_processes_of_one_tenant_share_its_cap() -> None:
     world = World(4)
     tenant = world.tenant(Load(), percent=30, processes=8)
@@ -149,9 +159,7 @@ def test_a_cap_is_a_ceiling_also_after_pauses(percent: int, load: Load, pause_ms
 
 @some
 @given(
-    st.lists(
-        st.tuples(loads, st.sampled_from([NORMAL, LATENCY, BATCH]), st.integers(20, 500)), min_size=2, max_size=5
-    ),
+    st.lists(st.tuples(loads, st.sampled_from([NORMAL, LATENCY, BATCH]), st.integers(20, 500)), min_size=2, max_size=5),
     seeds,
 )
 def test_nobody_starves(tenants: list[tuple[Load, int, int]], seed: int) -> None:
