@@ -20,7 +20,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 SOURCES = (TOP / "bench" / "probes", TOP / "tests" / "gpu" / "programs")
 NOT_PROGRAMS = ("stub",)
-VARIANTS = ("basic", "pools", "graph_memory", "vmm_socket")
+VARIANTS = ("basic", "instructions", "pools", "graph_memory", "vmm_socket")
 WARNINGS = ("-Wall", "-Wextra")
 TIMEOUT_S = 300
 

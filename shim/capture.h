@@ -8,7 +8,15 @@
 #include "hooks.h"
 
 /* Captures in progress in this process, those that are about to begin included; rather one too many. */
-int hm_capture_count(void);
+static inline int
+hm_capture_count(void)
+{
+    extern int hm_captures
+        __attribute__((visibility("hidden"))); /* changed under the lock, read without */
+
+    return __atomic_load_n(&hm_captures,
+                           __ATOMIC_RELAXED); /* who launches into a capture was told of it */
+}
 
 /* Whether this stream captures. Asks the driver, for 10 ns and more, only while there is a capture at all. */
 bool hm_capture_runs(CUstream stream, bool per_thread);

@@ -8,7 +8,7 @@
 #define MOST 1024
 
 static const void *known[MOST]; /* from the first free one on NULL; atomic */
-static uint32_t count;          /* atomic */
+uint32_t hm_collectives;        /* atomic */
 static bool captured;           /* atomic */
 
 static void
@@ -18,7 +18,7 @@ add(const void *function)
 
     if (hm_collective_is(function))
         return;
-    at = __atomic_fetch_add(&count, 1, __ATOMIC_ACQ_REL);
+    at = __atomic_fetch_add(&hm_collectives, 1, __ATOMIC_ACQ_REL);
     if (at < MOST)
         __atomic_store_n(&known[at], function, __ATOMIC_RELEASE);
 }
@@ -38,12 +38,10 @@ hm_collective_same(const void *function, const void *kernel)
 }
 
 bool
-hm_collective_is(const void *function)
+hm_collective_find(const void *function)
 {
-    uint32_t most = __atomic_load_n(&count, __ATOMIC_ACQUIRE);
+    uint32_t most = __atomic_load_n(&hm_collectives, __ATOMIC_ACQUIRE);
 
-    if (HM_LIKELY(most == 0))
-        return false;
     for (uint32_t i = 0; i < most && i < MOST; i++)
         if (__atomic_load_n(&known[i], __ATOMIC_ACQUIRE) == function)
             return true;
@@ -53,7 +51,7 @@ hm_collective_is(const void *function)
 bool
 hm_collective_any(void)
 {
-    return __atomic_load_n(&count, __ATOMIC_RELAXED) > 0;
+    return __atomic_load_n(&hm_collectives, __ATOMIC_RELAXED) > 0;
 }
 
 void

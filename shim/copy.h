@@ -1,6 +1,6 @@
 /* Copies that are never held back: over the bus, or in a direction that we do not know. */
 #pragma once
-#include "gate.h"
+#include "quick.h"
 
 /* Count them if the driver took them. Returns result. */
 static inline CUresult

@@ -1,5 +1,5 @@
 #include "collective.h"
-#include "meter.h"
+#include "quick.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -16,25 +16,13 @@ static const struct hm_gate open_gate = {.word = HM_GATE_FREE};
 static struct hm_line *lines; /* atomic */
 static bool given_up;         /* atomic */
 static __thread struct hm_line *own[HM_DEVICES] __attribute__((tls_model("initial-exec")));
+__thread struct hm_here hm_here;
 static pthread_key_t leaving;
 
 struct hm_line *
 hm_line_first(void)
 {
     return __atomic_load_n(&lines, __ATOMIC_ACQUIRE); /* pairs with the release of who adds one */
-}
-
-static const struct hm_gate *
-gate_of(const struct hm_lane *lane)
-{
-    return __atomic_load_n(&lane->gate, __ATOMIC_ACQUIRE);
-}
-
-/* The gate's word. Sequentially consistent with our in_launch or entered: who closes the gate sees us, or we see it closed. */
-static uint32_t
-word_of(const struct hm_lane *lane)
-{
-    return __atomic_load_n(&gate_of(lane)->word, __ATOMIC_SEQ_CST);
 }
 
 static const struct hm_gate *
@@ -55,7 +43,7 @@ hm_lane_choose(int device, uint64_t now_ns)
 {
     struct hm_lane *lane = &hm_lanes[device];
     const struct hm_gate *right = right_gate(device, now_ns);
-    bool same = gate_of(lane) == right;
+    bool same = hm_gate_of(lane) == right;
 
     if (!same)
         __atomic_store_n(&lane->gate, right, __ATOMIC_RELEASE);
@@ -142,12 +130,6 @@ begin_launch(struct hm_line *line)
             sched_yield();
 }
 
-static void
-end_launch(struct hm_line *line)
-{
-    __atomic_store_n(&line->in_launch, 0, __ATOMIC_RELEASE); /* partner: hm_line_hold */
-}
-
 bool
 hm_line_hold(struct hm_line *line)
 {
@@ -209,7 +191,7 @@ mark_own_notes(struct hm_line *line)
     for (uint32_t i = 0; i < line->noted; i++)
         if (line->note[i].stream == CU_STREAM_PER_THREAD && line->note[i].launches > 0)
             hm_window_mark_apart(line, &line->note[i]);
-    end_launch(line);
+    hm_end_launch(line);
 }
 
 /* Until the gate is open, or opens for nobody any more. */
@@ -225,7 +207,7 @@ wait_for_gate(int device, struct hm_line *line)
     if (__atomic_fetch_add(&use->waiting, 1, __ATOMIC_SEQ_CST) == 0)
         hm_futex_ring(&hm_tenant.usage->bell);
     for (;;) {
-        const struct hm_gate *gate = gate_of(lane);
+        const struct hm_gate *gate = hm_gate_of(lane);
         uint32_t word = __atomic_load_n(&gate->word, __ATOMIC_ACQUIRE);
 
         if ((word & HM_GATE_STATES) != HM_GATE_CLOSED || is_waited_for(use))
@@ -251,7 +233,7 @@ static bool
 enter_slot(struct hm_line *line, struct hm_lane *lane, uint32_t word)
 {
     __atomic_store_n(&lane->use->entered, word / HM_GATE_SLOT, __ATOMIC_SEQ_CST);
-    if (word_of(lane) != word)
+    if (hm_word_of(hm_gate_of(lane)) != word)
         return false;
     line->word = word;
     return true;
@@ -271,20 +253,13 @@ become_busy(int device, struct hm_lane *lane)
     hm_lane_choose(device, now_ns);
 }
 
-/* A stream's handle says which context it is of, but for the default ones: of several contexts' they are the same. */
-static bool
-knows_context(const struct hm_lane *lane)
-{
-    return __atomic_load_n(&lane->use->contexts, __ATOMIC_RELAXED) <= 1;
-}
-
 static bool
 is_on(const struct hm_line *line, const struct hm_tail *tail, CUstream stream)
 {
     CUcontext context;
 
     return tail->stream == stream &&
-           (knows_context(&hm_lanes[line->device]) ||
+           (hm_knows_context(&hm_lanes[line->device]) ||
             (REAL(cuCtxGetCurrent(&context)) == CUDA_SUCCESS && context == tail->context));
 }
 
@@ -318,34 +293,6 @@ current_device(void)
     return device >= 0 ? device : hm_device_current();
 }
 
-/* Nothing but loads and stores of our own line, for a thread that goes on as it did. False: the long way. */
-bool
-hm_gate_is_free(struct hm_pass *pass, CUstream stream)
-{
-    struct hm_line *line;
-    uint32_t word;
-    int device;
-
-    pass->line = NULL;
-    if (!hm_active())
-        return true;
-    device = hm_device_only();
-    if (device < 0 || (line = own[device]) == NULL || hm_capture_count() != 0 ||
-        hm_tenant.limits->device_count > 1)
-        return false;
-    __atomic_store_n(&line->in_launch, 1, __ATOMIC_SEQ_CST); /* partner: hm_line_hold */
-    word = word_of(&hm_lanes[device]);
-    if (HM_LIKELY(word == line->word && (word & HM_GATE_STATES) == HM_GATE_FREE &&
-                  line->tail.stream == stream && knows_context(&hm_lanes[device]) &&
-                  __atomic_load_n(&line->held, __ATOMIC_SEQ_CST) == 0 && line->noted > 0)) {
-        pass->line = line;
-        pass->windowed = false;
-        return true;
-    }
-    end_launch(line);
-    return false;
-}
-
 /* Processes of the tenant wait for each other on the card: they have to have it at the same time. */
 static void
 count_collective(int device, struct hm_use *use)
@@ -372,7 +319,7 @@ static bool
 pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
 {
     struct hm_line *line = pass->line;
-    uint64_t window_ns = __atomic_load_n(&gate_of(lane)->window_ns, __ATOMIC_RELAXED);
+    uint64_t window_ns = __atomic_load_n(&hm_gate_of(lane)->window_ns, __ATOMIC_RELAXED);
 
     if (HM_UNLIKELY(__atomic_load_n(&lane->use->busy, __ATOMIC_SEQ_CST) == 0))
         become_busy(line->device, lane);
@@ -380,7 +327,7 @@ pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
         return true;
     if (line->tail.launches > 0)
         hm_window_mark_apart(line, &line->tail);
-    end_launch(line);
+    hm_end_launch(line);
     hm_window_wait(lane, window_ns, pass->cost_ns);
     return false;
 }
@@ -410,17 +357,17 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
         uint32_t word;
 
         begin_launch(line);
-        word = word_of(lane);
+        word = hm_word_of(hm_gate_of(lane));
         if (HM_UNLIKELY((word & HM_GATE_STATES) == HM_GATE_CLOSED)) {
             if (is_waited_for(lane->use)) {
                 __atomic_store_n(&lane->use->drained, lane->use->entered - 1, __ATOMIC_SEQ_CST);
             } else {
-                end_launch(line);
+                hm_end_launch(line);
                 wait_for_gate(device, line);
                 continue;
             }
         } else if (HM_UNLIKELY(word != line->word) && !enter_slot(line, lane, word)) {
-            end_launch(line);
+            hm_end_launch(line);
             continue;
         }
         if (HM_UNLIKELY(line->tail.launches > 0 && !is_on(line, &line->tail, stream)))
@@ -439,6 +386,10 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
         count_collective(device, lane->use);
     pass->windowed = (line->word & HM_GATE_STATES) != HM_GATE_FREE;
     line->tail.stream = stream;
+    if (hm_device_only() == device && hm_tenant.limits->device_count == 1)
+        hm_here = (struct hm_here){.free = pass->windowed ? NULL : line,
+                                   .windowed = pass->windowed ? line : NULL,
+                                   .lane = lane};
 }
 
 /* What was launched joins the line's tail, and the tail gets its mark where it is long enough or tells us something. */
@@ -466,14 +417,15 @@ account(const struct hm_pass *pass)
         hm_window_mark(line, tail);
 }
 
-void
-hm_gate_leave(struct hm_pass *pass, CUresult result)
+CUresult
+hm_gate_leave(const struct hm_pass *pass, CUresult result)
 {
     if (pass->line == NULL)
-        return;
+        return result;
     if (pass->windowed && result == CUDA_SUCCESS)
         account(pass);
-    end_launch(pass->line);
+    hm_end_launch(pass->line);
+    return result;
 }
 
 void
@@ -528,7 +480,7 @@ hm_gate_stream_goes(CUstream stream)
             !hm_capture_runs(stream, false)) {
             begin_launch(mine);
             hm_window_mark_apart(mine, &mine->tail);
-            end_launch(mine);
+            hm_end_launch(mine);
         }
     hm_reaper_lock();
     for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next)
@@ -558,6 +510,7 @@ hm_gate_after_fork_child(void)
     hm_leader_after_fork_child();
     hm_capture_after_fork_child();
     lines = NULL;
+    hm_here = (struct hm_here){0};
     for (int i = 0; i < HM_DEVICES; i++) {
         own[i] = NULL;
         hm_lanes[i] = (struct hm_lane){0};

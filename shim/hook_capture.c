@@ -6,18 +6,11 @@
 #define KNOWN 32
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static int captures; /* changed under the mutex, read without */
+int hm_captures;
 static uintptr_t known
     [KNOWN]; /* under the mutex: the streams of the first captures; one that finds no room here stays
                                   counted for ever */
 static int known_count;
-
-int
-hm_capture_count(void)
-{
-    return __atomic_load_n(&captures,
-                           __ATOMIC_RELAXED); /* who launches into a capture was told of it */
-}
 
 static CUresult
 ask(CUstream stream, bool per_thread, CUstreamCaptureStatus *status)
@@ -55,7 +48,7 @@ hm_capture_unlock(void)
 static void
 count(int more)
 {
-    __atomic_store_n(&captures, captures + more, __ATOMIC_RELAXED);
+    __atomic_store_n(&hm_captures, hm_captures + more, __ATOMIC_RELAXED);
 }
 
 /* Threads have a stream each under the same handle. */
@@ -128,7 +121,7 @@ hm_capture_stream_goes(CUstream stream)
 void
 hm_capture_after_fork_child(void)
 {
-    captures = known_count = 0;
+    hm_captures = known_count = 0;
     pthread_mutex_init(&mutex, NULL);
 }
 

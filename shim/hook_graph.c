@@ -1,6 +1,6 @@
 /* Graphs: what they allocate, and the gate in front of their launches. */
-#include "gate.h"
 #include "graphmem.h"
+#include "quick.h"
 
 HM_HOOK CUresult
 cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode,

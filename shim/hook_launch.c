@@ -1,5 +1,5 @@
 /* Kernels. */
-#include "gate.h"
+#include "quick.h"
 
 /* Blocks of a cooperative kernel all run at once; on several devices they may wait for each other's. */
 static hm_work
@@ -8,14 +8,36 @@ cooperative(hm_work work)
     return hm_active() && hm_tenant.limits->device_count > 1 ? work | HM_COLLECTIVE : work;
 }
 
+static __attribute__((noinline)) CUresult
+gated_kernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
+             unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
+             unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
+{
+    return GATED_UNLESS_FREE(hm_work_kernel(f, gridDimX, gridDimY, gridDimZ), hStream, false,
+                             cuLaunchKernel(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY,
+                                            blockDimZ, sharedMemBytes, hStream, kernelParams,
+                                            extra));
+}
+
 HM_HOOK CUresult
 cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
                unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
                unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
 {
-    return GATED(hm_work_kernel(f, gridDimX, gridDimY, gridDimZ), hStream, false,
-                 cuLaunchKernel(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ,
-                                sharedMemBytes, hStream, kernelParams, extra));
+    return HM_FREE_OR(gated_kernel, cuLaunchKernel, hStream, false, f, gridDimX, gridDimY, gridDimZ,
+                      blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams,
+                      extra);
+}
+
+static __attribute__((noinline)) CUresult
+gated_kernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
+                  unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
+                  unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
+{
+    return GATED_UNLESS_FREE(hm_work_kernel(f, gridDimX, gridDimY, gridDimZ), hStream, true,
+                             cuLaunchKernel_ptsz(f, gridDimX, gridDimY, gridDimZ, blockDimX,
+                                                 blockDimY, blockDimZ, sharedMemBytes, hStream,
+                                                 kernelParams, extra));
 }
 
 HM_HOOK CUresult
@@ -24,9 +46,9 @@ cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY,
                     unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream,
                     void **kernelParams, void **extra)
 {
-    return GATED(hm_work_kernel(f, gridDimX, gridDimY, gridDimZ), hStream, true,
-                 cuLaunchKernel_ptsz(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY,
-                                     blockDimZ, sharedMemBytes, hStream, kernelParams, extra));
+    return HM_FREE_OR(gated_kernel_ptsz, cuLaunchKernel_ptsz, hStream, true, f, gridDimX, gridDimY,
+                      gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
+                      kernelParams, extra);
 }
 
 static hm_work

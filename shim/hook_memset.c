@@ -1,5 +1,5 @@
 /* Memsets. */
-#include "gate.h"
+#include "quick.h"
 
 HM_HOOK CUresult
 cuMemsetD8(CUdeviceptr_v1 dstDevice, unsigned char uc, unsigned int N)

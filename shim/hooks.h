@@ -31,11 +31,12 @@ struct hm_real {
 #undef NVML_CALL
 };
 
-extern struct hm_real real;
+extern struct hm_real real __attribute__((visibility("hidden")));
 
 /* Above 0 while this thread is inside a call of the real library: then every route passes through. */
 extern __thread int hm_depth __attribute__((tls_model("initial-exec")));
-extern bool hm_cuda_resolved, hm_nvml_resolved;
+extern bool hm_cuda_resolved __attribute__((visibility("hidden"))),
+    hm_nvml_resolved __attribute__((visibility("hidden")));
 
 /* Fill the entries of one library. Idempotent, thread-safe. False: the library is not there. */
 bool hm_resolve_cuda(void);

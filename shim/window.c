@@ -1,71 +1,27 @@
 /*
- * How much a process may have in flight, counted in predicted GPU time. What work takes is learned from marks: the time
- * from its launch, or from the end of what was before it, to its own end.
+ * How much a process may have in flight, counted in predicted GPU time. What
+ * work takes is learned from marks: the time from its launch, or from the end
+ * of what was before it, to its own end.
  */
-#include "collective.h"
-#include "meter.h"
+#include "quick.h"
 
-#define COSTS 8192 /* kinds of work that are known at a time; a power of two */
 #define PROBES 8
 #define MEAN_OF 16
 #define LONGEST_NS (1000 * HM_MS)
 #define LEAD \
-    4 /* the window's part that the next launch comes ahead of the end of the last; a short one has none */
-#define MARKS_AT_ONCE 2 /* a launch makes at most so many */
+    4 /* the window's part that the next launch comes ahead of the end of the    \
+       last; a short one has none */
 #define LEAST_WAIT_NS (20 * HM_US)
 #define SHORT_WINDOW_NS (500 * HM_US)
 #define SPIN_NS (100 * HM_US) /* of short windows: a sleep takes at least so long */
 
-static struct cost {
-    hm_work work;  /* atomic; 0: unused */
-    uint64_t ns;   /* atomic */
-    uint32_t seen; /* times it was measured; the reaper */
-} costs[COSTS];
+struct hm_cost hm_costs[HM_COSTS];
 
-static uint64_t
-mix(uint64_t value)
-{
-    value ^= value >> 31;
-    value *= 0x9e3779b97f4a7c15;
-    return value ^ value >> 29;
-}
-
-/* A size to within an eighth. */
-static uint64_t
-rough(uint64_t size)
-{
-    int top = size == 0 ? 0 : 63 - __builtin_clzll(size);
-
-    return top < 4 ? size : (uint64_t)top << 3 | (size >> (top - 3) & 7);
-}
-
-hm_work
-hm_work_kernel(const void *function, unsigned int x, unsigned int y, unsigned int z)
-{
-    hm_work work = mix((uint64_t)function ^ rough((uint64_t)x * y * z) << 52) & ~HM_COLLECTIVE;
-
-    return work | 1 | (hm_collective_is(function) ? HM_COLLECTIVE : 0);
-}
-
-hm_work
-hm_work_bytes(uint64_t bytes)
-{
-    return (mix(rough(bytes) << 8 | 0xc0) & ~HM_COLLECTIVE) | 1;
-}
-
-hm_work
-hm_work_graph(CUgraphExec exec)
-{
-    hm_work work = mix((uint64_t)exec ^ 0x67726170680000) & ~HM_COLLECTIVE;
-
-    return work | 1 | (hm_collective_captured() ? HM_COLLECTIVE : 0);
-}
-
-static struct cost *
+static struct hm_cost *
 find(hm_work work, bool make)
 {
-    for (uint64_t i = 0; i < PROBES; i++) {
-        struct cost *cost = &costs[(work + i) % COSTS];
+    for (uint32_t i = 0; i < PROBES; i++) {
+        struct hm_cost *cost = hm_cost_at(work, i);
         hm_work found = __atomic_load_n(&cost->work, __ATOMIC_RELAXED);
 
         if (found == 0 && make &&
@@ -83,7 +39,7 @@ find(hm_work work, bool make)
 uint64_t
 hm_cost_of(hm_work work, bool *known)
 {
-    const struct cost *found = find(work, false);
+    const struct hm_cost *found = find(work, false);
     uint64_t ns = found != NULL ? __atomic_load_n(&found->ns, __ATOMIC_RELAXED) : 0;
 
     *known = ns > 0;
@@ -91,18 +47,20 @@ hm_cost_of(hm_work work, bool *known)
 }
 
 /*
- * A running mean. One measurement may be too short by as much as the next is too long, since ends are seen late, so that
- * both count alike; but a very long one is somebody else's doing, or the first launch's.
+ * A running mean. One measurement may be too short by as much as the next is
+ * too long, since ends are seen late, so that both count alike; but a very long
+ * one is somebody else's doing, or the first launch's.
  */
 void
 hm_cost_learn(hm_work work, uint64_t elapsed_ns, uint32_t launches)
 {
-    struct cost *cost = find(work, true);
+    struct hm_cost *cost = find(work, true);
     uint64_t ns = elapsed_ns / launches, before;
     int64_t share;
 
     if (cost == NULL)
-        return; /* the table is full there: it stays unknown, and is marked one by one */
+        return; /* the table is full there: it stays unknown, and is marked one by
+               one */
     before = cost->ns;
     share = cost->seen < MEAN_OF ? 1 + cost->seen : MEAN_OF;
     if (cost->seen >= MEAN_OF && ns > 2 * before)
@@ -124,7 +82,8 @@ remaining(const struct hm_lane *lane)
     return ahead - (done < (int64_t)cost ? done : (int64_t)cost);
 }
 
-/* Short of the room, how long the card still has to work until there is; 0: there is room. */
+/* Short of the room, how long the card still has to work until there is; 0:
+ * there is room. */
 static int64_t
 missing(const struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns)
 {
@@ -143,7 +102,7 @@ hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t 
 {
     int64_t ahead = __atomic_load_n(&lane->ahead_ns, __ATOMIC_RELAXED);
 
-    if (line->marked - __atomic_load_n(&line->done, __ATOMIC_RELAXED) > HM_MARKS - MARKS_AT_ONCE)
+    if (!hm_line_has_marks(line))
         return false;
     return ahead <= 0 || ahead + (int64_t)cost_ns <= (int64_t)window_ns ||
            missing(lane, window_ns, cost_ns) == 0;
@@ -174,7 +133,8 @@ hm_window_wait(struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns)
     __atomic_fetch_sub(&lane->crowd, 1, __ATOMIC_RELAXED);
 }
 
-/* An event of this context to record, in the place of the next mark. False: the driver gives none. */
+/* An event of this context to record, in the place of the next mark. False: the
+ * driver gives none. */
 static bool
 prepare(struct hm_mark *mark, CUcontext context)
 {
@@ -218,8 +178,9 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
 }
 
 /*
- * Not while anything captures: a record would go into the graph, or end a capture that the stream has to do with. Until
- * then the work does not count as ahead of anybody: who captures may be waiting for him.
+ * Not while anything captures: a record would go into the graph, or end a
+ * capture that the stream has to do with. Until then the work does not count as
+ * ahead of anybody: who captures may be waiting for him.
  */
 bool
 hm_window_mark_apart(struct hm_line *line, struct hm_tail *tail)

@@ -14,8 +14,8 @@ from tests.shim.conftest import SANITIZER, Build, Native
 pytestmark = pytest.mark.skipif(bool(SANITIZER), reason="an instrumented library has its sanitizer's needs")
 
 GLIBC = {"libc.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
-# Of a library inside of somebody else's process: it ends nothing, prints nothing, and leaves its settings alone. (atexit is
-# called once, by reaper.c: its thread must not call a driver that is being taken down.)
+# Of a library inside of somebody else's process: it ends nothing, prints nothing, and leaves its settings alone.
+# (atexit is called once, by reaper.c: its thread must not call a driver that is being taken down.)
 FORBIDDEN = {
     *("exit", "_exit", "_Exit", "quick_exit", "abort", "__assert_fail", "raise", "kill"),
     *("signal", "sigaction", "sigprocmask", "umask", "chdir"),
