@@ -24,6 +24,7 @@
 #define LONG_PERIOD_NS (20 * MS) /* while others want the card: each change costs */
 #define BURST_NS (20 * MS)       /* a cap's credit does not grow beyond this */
 #define LONGEST_NS (10000 * MS)
+#define LONGEST_GAP_NS (1000 * MS) /* between one arbiter and the next, if they follow each other */
 #define WINDOW_NS (1 * MS)
 #define SHORT_WINDOW_NS (120 * US)
 #define LONG_WINDOW_NS (5 * MS)
@@ -233,7 +234,7 @@ account(struct hm_party *party, uint64_t now_ns)
 }
 
 static void
-give_credit(struct hm_party *party, uint64_t now_ns)
+give_credit(struct hm_party *party, bool worked, uint64_t now_ns)
 {
     struct hm_gate *gate = party->gate;
     int64_t passed = now_ns > gate->credited_ns ? (int64_t)(now_ns - gate->credited_ns) : 0, most;
@@ -246,8 +247,8 @@ give_credit(struct hm_party *party, uint64_t now_ns)
     passed = min(passed, LONGEST_NS); /* a machine that slept owes nobody */
     if (passed < 100)
         return; /* so that rounding loses nothing to speak of */
-    /* While it works, its credit is what it has to pay with once it is known what it took. */
-    most = party == party->card->holder && party->busy ? INT64_MAX : BURST_NS;
+    /* While it worked all along, its credit is what it has to pay with once it is known what it took. */
+    most = worked ? INT64_MAX : BURST_NS;
     most =
         max(most, gate->credit_ns); /* what a successor was given for the time without an arbiter */
     gate->credit_ns = min(most, gate->credit_ns + passed * percent_of(party) / 100);
@@ -478,11 +479,12 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
 
     for (int i = 0; i < card->count; i++) {
         struct hm_party *party = card->party[i];
+        bool worked = party == card->holder && party->was_busy;
 
         look(party);
         if (party == card->holder && state_of(party) != HM_GATE_FREE)
             account(party, now_ns); /* before the credit, which does not grow without end */
-        give_credit(party, now_ns);
+        give_credit(party, worked, now_ns);
         if (party->wants || party == card->holder)
             join_queue(card, party, now_ns);
         if (party->wants && party != card->holder && !may_open(party) &&
@@ -766,6 +768,8 @@ hm_card_add(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
         card->rank = is_batch(party) ? 3 : 2;
         card->state = state_of(party) == HM_GATE_CLOSED ? HM_CARD_DRAINING : HM_CARD_HELD;
         card->opened_ns = card->closed_ns = now_ns;
+        if (party->gate->charged_until_ns + LONGEST_GAP_NS > now_ns) /* nobody charged it since */
+            card->opened_ns = min(party->gate->charged_until_ns, now_ns);
     } else {
         set_gate(party, slot_of(party), HM_GATE_CLOSED);
     }
