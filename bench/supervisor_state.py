@@ -12,7 +12,8 @@ from hamirt.region import DEVICES, ffi
 
 _GATE_BYTES = ffi.sizeof("struct hm_gate")
 _LIVE_LIMITS = ("lease_ns", "epoch", "measure")
-_LIVE_USAGE = ("trim",)
+_LIVE_USAGE = ("trim", "bell")
+_LIVE_TIME = frozenset({"busy_ratio", "busy_source", "metering", "throttled_seconds"})
 _LIVE_FIGURES = frozenset(
     {"used_bytes", "over_bytes", "over", "allocation_bytes", "pool_bytes", "overhead_bytes", "footprint_bytes"}
     | {
@@ -53,7 +54,7 @@ def shown(node: Mapping[str, Any], identity: str, still: bool) -> Any:
     """Return what the node says of a tenant, without figures that change unless it is `still`; None: nothing."""
     for one in node["tenants"]:
         if one["id"] == identity:
-            return one if still else _without_figures(one)
+            return _without(one, _LIVE_TIME if still else _LIVE_FIGURES)
     return None
 
 
@@ -80,11 +81,11 @@ def _masked(page: bytes, kind: str, fields: Iterable[str]) -> bytes:
     return bytes(content)
 
 
-def _without_figures(value: Any) -> Any:
+def _without(value: Any, names: frozenset[str]) -> Any:
     if isinstance(value, list):
-        return [_without_figures(one) for one in value]
+        return [_without(one, names) for one in value]
     if isinstance(value, dict):
-        return {key: _without_figures(one) for key, one in value.items() if key not in _LIVE_FIGURES}
+        return {key: _without(one, names) for key, one in value.items() if key not in names}
     return value
 
 

@@ -102,7 +102,8 @@ make_line(int device)
     if (slot == NULL)
         return NULL;
     pthread_once(&once, make_key);
-    __atomic_store_n(&lane->use, &slot->use[device], __ATOMIC_RELEASE);
+    if (__atomic_load_n(&lane->use, __ATOMIC_ACQUIRE) != &slot->use[device])
+        __atomic_store_n(&lane->use, &slot->use[device], __ATOMIC_RELEASE);
     hm_lane_choose(device, hm_now_ns());
     line = abandoned(device);
     if (line == NULL) {

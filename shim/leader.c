@@ -14,6 +14,7 @@
 #define LEASE_NS (50 * HM_MS)
 #define RENEW_NS (10 * HM_MS)
 #define LONGEST_VACANCY_NS (200 * HM_MS)
+#define LONGEST_DEBT_NS (INT64_C(5000) * HM_MS)
 #define STACK_BYTES 131072
 #define FIRST_SLOT 0x20000000u /* no slot of the supervisor's has such a number */
 
@@ -64,6 +65,25 @@ make_up(struct hm_gate *gate, const struct hm_limit *limit, uint64_t vacant_ns, 
     gate->credited_ns = now_ns;
 }
 
+/*
+ * The supervisor died of late: what the tenant owed it is owed still, and so is the time since, if its gate was left open,
+ * for until the lease ended nobody counted it.
+ */
+static void
+inherit(struct hm_gate *gate, const struct hm_limit *limit, uint64_t now_ns)
+{
+    const struct hm_gate *old = &limit->gate;
+    int64_t since_ns = (int64_t)(now_ns - old->credited_ns), credit_ns;
+
+    if (old->credited_ns <= gate->credited_ns || since_ns > LONGEST_DEBT_NS)
+        return;
+    credit_ns = old->credit_ns + since_ns * limit->time_percent / 100;
+    if ((old->word & HM_GATE_STATES) != HM_GATE_CLOSED)
+        credit_ns -= since_ns;
+    gate->credit_ns = credit_ns < 0 ? credit_ns : 0;
+    gate->credited_ns = now_ns;
+}
+
 static void
 take_office(void)
 {
@@ -83,6 +103,7 @@ take_office(void)
                                        .gang = &parties[(i + 1) % hm_tenant.limits->device_count],
                                        .lives = slot_lives};
         hm_card_add(&cards[i], &parties[i], now_ns);
+        inherit(gate, parties[i].limit, now_ns);
         make_up(gate, parties[i].limit, now_ns > ended_ns ? now_ns - ended_ns : 0, now_ns);
     }
 }

@@ -32,10 +32,8 @@ from tests.fuzz.request_cases import Request, Sending, mutated, written
 
 UUIDS = tuple(f"GPU-5a1e0000-0000-4000-8000-{index:012x}" for index in range(2))
 _GATE_BYTES = ffi.sizeof("struct hm_gate")
-_LIVE = (  # of the limits page: what changes by itself, the lease and the gates
-    (ffi.offsetof("struct hm_limits", "lease_ns"), 8),
-    *((ffi.offsetof("struct hm_limits", "device", at, "gate"), _GATE_BYTES) for at in range(DEVICES)),
-)
+_LIVE = [(ffi.offsetof("struct hm_limits", "device", at, "gate"), _GATE_BYTES) for at in range(DEVICES)]
+_LIVE.append((ffi.offsetof("struct hm_limits", "lease_ns"), 8))  # with the gates what changes by itself
 _LOOKS = 20
 _FILES = (
     5  # that the daemon keeps open for a tenant: two pages, the arbiter's for one, `alive`, and the creator's pidfd
