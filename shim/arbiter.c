@@ -161,7 +161,6 @@ look(struct hm_party *party)
     party->ganged = false;
     for (int i = 0; i < HM_DEVICES; i++) /* of its processes one may be ahead of the others */
         party->ganged |= load(&party->usage->device[i].ganged) != 0;
-    party->crowd = 0;
     party->longest_ns = 0;
     party->busy_since_ns = UINT64_MAX;
     party->idle_since_ns = 0;
@@ -173,7 +172,6 @@ look(struct hm_party *party)
             continue;
         if (use->longest_ns > party->longest_ns)
             party->longest_ns = use->longest_ns;
-        party->crowd += load(&use->entered) != 0;
         party->wants |= load(&use->waiting) != 0;
         party->entered |= load(&use->entered) == slot_of(party);
         party->drained &= !is_owing(party, use);

@@ -30,8 +30,7 @@ struct hm_party {
     bool entered; /* a process has launched in this slot */
     bool drained; /* all that have, have said that it ended */
     bool ganged;
-    uint32_t crowd; /* processes with a context */
-    bool was_busy;  /* at the last charge */
+    bool was_busy; /* at the last charge */
     uint64_t
         busy_since_ns; /* the earliest start of work that was not charged yet; UINT64_MAX: none */
     uint64_t idle_since_ns; /* the latest end of work */
