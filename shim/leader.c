@@ -5,9 +5,8 @@
  */
 #include "arbiter.h"
 #include "meter.h"
+#include "thread.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
 
@@ -161,25 +160,6 @@ leader(void *unused)
     return NULL;
 }
 
-static void
-start(void)
-{
-    pthread_attr_t attributes;
-    sigset_t all, before;
-    pthread_t thread;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's signals are for its own threads */
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    if (pthread_create(&thread, &attributes, leader, NULL) != 0)
-        __atomic_store_n(&runs, false,
-                         __ATOMIC_RELEASE); /* another process will lead, or we try again */
-    pthread_attr_destroy(&attributes);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
 void
 hm_leader_see(uint64_t now_ns)
 {
@@ -190,8 +170,10 @@ hm_leader_see(uint64_t now_ns)
                                      __ATOMIC_RELAXED))
         return;
     last_lease_ns = __atomic_exchange_n(&office()->lease_ns, now_ns + LEASE_NS, __ATOMIC_ACQ_REL);
-    if (!__atomic_exchange_n(&runs, true, __ATOMIC_ACQ_REL))
-        start();
+    if (!__atomic_exchange_n(&runs, true, __ATOMIC_ACQ_REL) &&
+        !hm_thread_start(leader, STACK_BYTES))
+        __atomic_store_n(&runs, false,
+                         __ATOMIC_RELEASE); /* another process will lead, or we try again */
     hm_futex_ring(&called);
 }
 

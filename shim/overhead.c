@@ -6,11 +6,11 @@
 #include "log.h"
 #include "pool.h"
 #include "quota.h"
+#include "thread.h"
 
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -453,21 +453,10 @@ static bool helper_runs;
 void
 hm_helper_start(void)
 {
-    pthread_attr_t attributes;
-    sigset_t all, before;
-    pthread_t thread;
-
     if (__atomic_exchange_n(&helper_runs, true, __ATOMIC_ACQ_REL))
         return;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's signals are for its own threads */
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, HELPER_STACK_BYTES);
-    if (pthread_create(&thread, &attributes, helper, NULL) != 0)
+    if (!hm_thread_start(helper, HELPER_STACK_BYTES))
         nvml_ready(); /* no thread to be had: measure here, later */
-    pthread_attr_destroy(&attributes);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 void

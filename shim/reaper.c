@@ -3,9 +3,9 @@
  * or that the process is idle, and lets go on who waits for room. It sleeps while nothing is in flight.
  */
 #include "meter.h"
+#include "thread.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 
@@ -420,22 +420,11 @@ at_exit(void)
 void
 hm_reaper_start(void)
 {
-    pthread_attr_t attributes;
-    sigset_t all, before;
-    pthread_t thread;
-
     if (__atomic_exchange_n(&runs, true, __ATOMIC_ACQ_REL))
         return;
     atexit(at_exit);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's signals are for its own threads */
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    if (pthread_create(&thread, &attributes, reaper, NULL) != 0)
-        hm_gate_give_up(); /* no thread to be had: nobody would see anything end */
-    pthread_attr_destroy(&attributes);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!hm_thread_start(reaper, STACK_BYTES))
+        hm_gate_give_up(); /* nobody would see anything end */
 }
 
 void
