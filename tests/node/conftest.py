@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,15 @@ def node(tmp_path: Path) -> Iterator[Node]:
     yield made
     for process in made.started:
         if process.poll() is None:
-            process.kill()
+            kill_tree(process.pid)
         process.wait(TIMEOUT_SECONDS)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+    for orphan in psutil.process_iter():  # programs whose `hamirt run` a test has killed
+        with suppress(psutil.Error):
+            if orphan.environ().get("HAMIRT_ROOT") == str(made.root):
+                orphan.kill()
 
 
 @pytest.fixture
