@@ -32,7 +32,7 @@ test: build  ## Lint, then all tests that need no GPU
 	@# what measures time, before what takes all cores
 	$(BIN)/python -m pytest -q -m realtime tests/sim
 	$(BIN)/python -m pytest -q -m realtime --ignore=tests/sim tests
-	@$(MAKE) --no-print-directory soak SOAK_SECONDS=60
+	@$(MAKE) --no-print-directory soak SOAK_SECONDS=60 SOAK_SEED=7
 	$(PYTEST) -m "not gpu and not realtime" tests
 
 lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing
@@ -59,7 +59,7 @@ fuzz: build  ## Spoil pages and requests to the daemon, 100,000 of each: some mi
 
 soak: build  ## Tenants come, go and change at random: 30 minutes or SOAK_SECONDS, simulated; results in SOAK_OUT
 	@$(BIN)/python -m bench.build --out build/bench-programs >/dev/null
-	$(BIN)/python -m bench.soak --sim --programs build/bench-programs --seconds $(or $(SOAK_SECONDS),1800) \
+	$(BIN)/python -m bench.soak --sim --programs build/bench-programs --seconds $(or $(SOAK_SECONDS),1800) $(if $(SOAK_SEED),--seed $(SOAK_SEED)) \
 		--out $(or $(SOAK_OUT),build/soak)
 
 sanitize: build  ## The shim's tests under AddressSanitizer and ThreadSanitizer
