@@ -1,5 +1,6 @@
 #include "overhead.h"
 
+#include "futex.h"
 #include "image.h"
 #include "ledger.h"
 #include "local.h"
@@ -9,12 +10,10 @@
 #include "thread.h"
 
 #include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -287,7 +286,7 @@ measure_context(int device)
     if (!refresh(device)) {
         __atomic_fetch_or(&unmeasured, 1u << device,
                           __ATOMIC_ACQ_REL); /* the helper tries again, soon */
-        syscall(SYS_futex, &hm_tenant.usage->trim, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+        hm_futex_wake(&hm_tenant.usage->trim);
     } else if (mine != NULL &&
                __atomic_load_n(&mine->use[device].contexts, __ATOMIC_RELAXED) == 1 &&
                listed_bytes(&mine->use[device]) == 0 &&
@@ -416,7 +415,6 @@ static void *
 helper(void *argument)
 {
     CUstreamCaptureMode relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
-    const struct timespec soon = {.tv_nsec = MEASURE_AGAIN_NS};
     uint32_t *trim = &hm_tenant.usage->trim, seen = __atomic_load_n(trim, __ATOMIC_ACQUIRE), now;
 
     (void)argument;
@@ -436,7 +434,7 @@ helper(void *argument)
                 measure_context(device);
         measure_all();
         pending = __atomic_load_n(&unmeasured, __ATOMIC_ACQUIRE);
-        syscall(SYS_futex, trim, FUTEX_WAIT, seen, pending != 0 ? &soon : NULL, NULL, 0);
+        hm_futex_wait(trim, seen, pending != 0 ? MEASURE_AGAIN_NS : HM_FOREVER);
         now = __atomic_load_n(trim,
                               __ATOMIC_ACQUIRE); /* pairs with the release of who asks for a trim */
         if (now == seen)

@@ -4,17 +4,14 @@
  */
 #include "quota.h"
 
+#include "futex.h"
 #include "ledger.h"
 #include "log.h"
 #include "overhead.h"
 #include "pool.h"
 
-#include <limits.h>
-#include <linux/futex.h>
 #include <stdio.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #define TRIM_WAIT_MS 20
 
@@ -162,8 +159,7 @@ wait_for_others(int device, struct hm_use *use, uint32_t units)
 
     if (!others_hold_pools(device, use))
         return false;
-    __atomic_fetch_add(&hm_tenant.usage->trim, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &hm_tenant.usage->trim, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    hm_futex_ring(&hm_tenant.usage->trim);
     for (int i = 0; i < TRIM_WAIT_MS; i++) {
         nanosleep(&millisecond, NULL);
         if (grow(device, use, units, 0))
