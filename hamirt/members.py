@@ -182,20 +182,18 @@ def _read(path: str, most_bytes: int = 65536) -> bytes | None:
 
 
 def held_of(pid: int, wanted: frozenset[Inode]) -> frozenset[Inode] | None:
-    """Return those of the `wanted` files that a process has open or mapped, None where we may not look.
+    """Return those of the `wanted` files that a process has open or mapped, None where nobody can tell.
 
-    A process that is gone holds nothing.
+    That is where we may not look, and of a process that ends: it lets go of its files before it is gone.
     """
     try:
         for folder in chain((f"/proc/{pid}",), _other_threads(pid)):
             found = _open_files(folder, wanted) or _mapped_files(folder, wanted)
             if found is not None:
                 return found
-    except PermissionError:
-        return None
     except OSError:
         pass
-    return frozenset()
+    return None
 
 
 def _other_threads(pid: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,7 +162,20 @@ def test_a_process_that_is_gone_has_no_verdict(tmp_path: Path) -> None:
     anchor, _, _ = make(tmp_path, "t")
 
     assert judge_now((anchor,), 1 << 22) is None
-    assert members.held_of(1 << 22, frozenset((inode(tmp_path),))) == frozenset()
+    assert members.held_of(1 << 22, frozenset((inode(tmp_path),))) is None
+
+
+def test_a_process_that_ends_is_not_taken_for_one_without_the_shim(tmp_path: Path) -> None:
+    anchor, _, alive = make(tmp_path, "t", pid=ME)
+
+    with opened(alive), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as program:
+        process = members.read_process(program.pid)
+        assert process is not None and program.stdin is not None
+        program.stdin.close()
+        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)  # it shows neither files nor memory any more
+        verdict = members.Look((anchor,), {}).judge(process)
+
+    assert (verdict.standing, verdict.members) == (None, ("t",))
 
 
 def test_own_cgroups_are_paths() -> None:
