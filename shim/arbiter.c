@@ -470,11 +470,16 @@ join_queue(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     party->seen_ns = now_ns;
 }
 
+/* The queue is where the holder is. */
+static void
+advance_queue(struct hm_card *card)
+{
+    card->virtual_ns = max(card->virtual_ns, card->holder->gate->virtual_ns);
+}
+
 static void
 look_at_all(struct hm_card *card, uint64_t now_ns)
 {
-    int64_t least = INT64_MAX;
-
     for (int i = 0; i < card->count; i++) {
         struct hm_party *party = card->party[i];
         bool worked = party == card->holder && party->was_busy;
@@ -485,16 +490,14 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
         give_credit(party, worked, now_ns);
         if (party->wants || party == card->holder)
             join_queue(card, party, now_ns);
-        if (party->wants && party != card->holder && !may_open(party) &&
+        if (party->wants && party != card->holder && (is_batch(party) || !may_open(party)) &&
             party->gate->virtual_ns < card->virtual_ns - LEAST_SLOT_NS)
-            party->gate->virtual_ns = card->virtual_ns - LEAST_SLOT_NS; /* its cap's doing */
+            party->gate->virtual_ns =
+                card->virtual_ns - LEAST_SLOT_NS; /* its class's or its cap's doing */
         if (!party->wants || (party == card->holder && party->entered))
             party->wanted_since_ns = 0;
         else if (party->wanted_since_ns == 0)
             party->wanted_since_ns = now_ns;
-        if (((party->wants && may_open(party)) || party == card->holder) &&
-            party->gate->virtual_ns < least)
-            least = party->gate->virtual_ns;
         if (party->wants && party != card->holder) {
             card->contended_until_ns = now_ns + CONTENDED_NS;
             if (is_latency(party))
@@ -503,11 +506,11 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
         if (party == card->holder && is_latency(party))
             card->latency_until_ns = now_ns + LATENCY_NS;
     }
-    if (least != INT64_MAX && least > card->virtual_ns)
-        card->virtual_ns = least;
+    if (card->holder != NULL && !is_claimed(card)) /* it would be its turn again and again */
+        advance_queue(card);
 }
 
-/* Somebody of class latency comes before the holder. Who is past its head start, or finds a starved one, waits for its turn. */
+/* Somebody of class latency comes before the holder. Who is past its head start waits for its turn. */
 static bool
 is_overtaken(const struct hm_card *card, uint64_t now_ns)
 {
@@ -515,7 +518,7 @@ is_overtaken(const struct hm_card *card, uint64_t now_ns)
         const struct hm_party *party = card->party[i];
 
         if (party != card->holder && is_latency(party) && party->wants && may_open(party) &&
-            rank(card, party, now_ns) < card->rank)
+            rank(card, party, now_ns) < max(card->rank, 2))
             return true;
     }
     return false;
@@ -562,7 +565,7 @@ static uint64_t
 end_of_slot(struct hm_card *card, uint64_t now_ns)
 {
     const struct hm_party *party = card->holder;
-    bool claimed = is_claimed(card), free = state_of(party) == HM_GATE_FREE;
+    bool claimed = is_claimed(card), free = state_of(party) == HM_GATE_FREE, overtaken;
     uint64_t end = UINT64_MAX, start;
 
     if (!claimed)
@@ -582,9 +585,11 @@ end_of_slot(struct hm_card *card, uint64_t now_ns)
     }
     if (!claimed)
         return end;
-    if (!is_latency(party) && is_overtaken(card, now_ns))
+    overtaken = !is_latency(party) && is_overtaken(card, now_ns);
+    if (overtaken && card->rank > 0)
         return now_ns;
-    end = min((int64_t)end & INT64_MAX, (int64_t)card->opened_ns + slot_ns(card));
+    end = min((int64_t)end & INT64_MAX,
+              (int64_t)card->opened_ns + (overtaken ? LEAST_SLOT_NS : slot_ns(card)));
     if (party->busy)
         return end;
     start = party->entered ? (party->idle_since_ns > card->opened_ns ? party->idle_since_ns
@@ -712,6 +717,8 @@ hand_out(struct hm_card *card, uint64_t now_ns)
     if (card->holder == NULL)
         return next_opening(card, now_ns);
     card->rank = rank(card, card->holder, now_ns);
+    if (card->rank >= 2) /* it is its turn */
+        advance_queue(card);
     card->state = HM_CARD_RESERVED;
     return now_ns;
 }
@@ -757,6 +764,7 @@ hm_card_add(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     if (party->gang == NULL)
         party->gang = party;
     card->party[card->count++] = party;
+    card->virtual_ns = max(card->virtual_ns, party->gate->virtual_ns);
     look(party);
     if (state_of(party) == HM_GATE_CLOSED && party->drained)
         return true;
