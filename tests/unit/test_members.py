@@ -170,7 +170,8 @@ def test_a_process_that_ends_is_not_taken_for_one_without_the_shim(tmp_path: Pat
 
     with opened(alive), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as program:
         process = members.read_process(program.pid)
-        assert process is not None and program.stdin is not None
+        assert process is not None
+        assert program.stdin is not None
         program.stdin.close()
         os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)  # it shows neither files nor memory any more
         verdict = members.Look((anchor,), {}).judge(process)
