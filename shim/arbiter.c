@@ -588,15 +588,14 @@ end_of_slot(struct hm_card *card, uint64_t now_ns)
     overtaken = !is_latency(party) && is_overtaken(card, now_ns);
     if (overtaken && card->rank > 0)
         return now_ns;
+    if (!party->entered)
+        return card->opened_ns + UNUSED_NS;
     end = min((int64_t)end & INT64_MAX,
               (int64_t)card->opened_ns + (overtaken ? LEAST_SLOT_NS : slot_ns(card)));
     if (party->busy)
         return end;
-    start = party->entered ? (party->idle_since_ns > card->opened_ns ? party->idle_since_ns
-                                                                     : card->opened_ns) +
-                                 IDLE_NS
-                           : card->opened_ns + UNUSED_NS;
-    return start < end ? start : end;
+    start = party->idle_since_ns > card->opened_ns ? party->idle_since_ns : card->opened_ns;
+    return start + IDLE_NS < end ? start + IDLE_NS : end;
 }
 
 /* What the gang still has of its other cards is closed. */
@@ -622,7 +621,7 @@ go_on(struct hm_card *card, uint64_t now_ns)
     uint64_t end = end_of_slot(card, now_ns), opening = next_opening(card, now_ns);
 
     if (end <= now_ns) {
-        if (!party->entered && !party->busy && now_ns >= card->opened_ns + UNUSED_NS)
+        if (!party->entered && now_ns >= card->opened_ns + UNUSED_NS)
             excuse(party, true); /* who asked for the card and does not run */
         close_gate(card, now_ns);
         close_others(card, now_ns);

@@ -2,13 +2,30 @@
 
 import random
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hamirt.region import ffi
-from tests.unit.arbiter_world import FREE, MS, SLOT, STATES, US, Lane, Load, Process, S, Tenant, World, shares
+from tests.unit.arbiter_world import (
+    BATCH,
+    FREE,
+    LATENCY,
+    MS,
+    NORMAL,
+    SLOT,
+    STATES,
+    US,
+    Lane,
+    Load,
+    Process,
+    S,
+    Tenant,
+    World,
+    shares,
+)
 
 DRAIN_NS = 50 * MS
 STEP_SECONDS = 0.05  # a step reads 512 slots of a page and sleeps nowhere
@@ -28,6 +45,22 @@ def test_one_that_does_not_answer_holds_the_card_up_once(moment: int, end: objec
     assert held_up > 1 - 0.01 - (DRAIN_NS + 60 * MS) / S
     assert later > 0.99
     assert other.processes[0].longest_wait_ns < DRAIN_NS + 60 * MS
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([Process.kill, Process.stop]),
+    st.lists(st.tuples(st.integers(10, 500), st.sampled_from([NORMAL, LATENCY, BATCH])), min_size=2, max_size=4),
+    st.integers(0, 1 << 32),
+)
+def test_whoever_does_not_answer_is_soon_left_out(end: Any, tenants: list[tuple[int, int]], seed: int) -> None:
+    world = World(seed)
+    gone, *others = [world.tenant(Load(), weight=weight, latency_class=each) for weight, each in tenants]
+    world.run(1 * S + seed % 997 * MS)
+    end(gone.processes[0])
+    world.run(1 * S)
+
+    assert sum(shares(world, 2 * S, *others)) > 0.95
 
 
 def test_one_that_goes_on_after_a_stop_has_its_part_again() -> None:
