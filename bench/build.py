@@ -19,6 +19,7 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
 SOURCES = (TOP / "bench" / "probes", TOP / "tests" / "gpu" / "programs")
+GANG = TOP / "tests" / "shim" / "programs" / "gang_rank.c"  # for bench/gang.py on simulated cards
 NOT_PROGRAMS = ("stub",)
 VARIANTS = ("basic", "instructions", "pools", "graph_memory", "vmm_socket")
 WARNINGS = ("-Wall", "-Wextra")
@@ -61,6 +62,7 @@ def build(out: Path, include: Path) -> list[str]:
         for source in sorted(folder.glob("*.c")):
             if source.stem not in NOT_PROGRAMS:
                 _program(common, source, out, stub)
+    _run([*common, str(GANG), "-o", str(out / GANG.stem), f"-L{stub.parent}", "-lcuda"])
     shutil.rmtree(stub.parent)
     return _runtime_programs(out)
 

@@ -3,7 +3,8 @@
 
     python3 tests/gpu/run.py --part PART|all --out DIR [--programs BIN] [--sim]
 
-PART: smoke, programs, accuracy, stress, overhead, views, supervised, share; of share, `-- --part 1/3` is what fits.
+PART: smoke, programs, accuracy, stress, overhead, views, supervised, share, gang; of share, `-- --part 1/3` is what fits,
+and gang needs two GPUs.
 
 Each part writes JSON files into DIR and prints a short table. Ends with 0 if every bar was reached, 1 if not.
 """
@@ -27,8 +28,8 @@ from tests.gpu.smoke import run_smoke  # noqa: E402
 from tests.gpu.supervised import run_supervised  # noqa: E402
 from tests.gpu.views import run_views  # noqa: E402
 
-MEASURED = ("accuracy", "stress", "overhead", "share")
-PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views", "supervised", "share")
+MEASURED = ("accuracy", "stress", "overhead", "share", "gang")
+PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views", "supervised", "share", "gang")
 GRACE_S = 60.0
 
 

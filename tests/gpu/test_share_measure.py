@@ -344,3 +344,17 @@ def test_it_comes_to_its_end_on_the_simulated_card(tmp_path: Path) -> None:
     assert set(missing.values()) == {"not asked for"}
     assert all(load["rate"] > 0 for row in document["rows"] for one in row["runs"] for load in one["loads"].values())
     assert str(tmp_path) not in (tmp_path / "share.json").read_text()
+
+
+def test_gangs_go_on_side_by_side_on_simulated_cards(tmp_path: Path) -> None:
+    build.build(tmp_path / "bin", build.headers())
+    argv = [sys.executable, "-m", "bench.gang", "--sim", "--programs", str(tmp_path / "bin"), "--out", str(tmp_path)]
+
+    ended = run([*argv, "--seconds=2"], {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP)}, 120)
+
+    assert (tmp_path / "gang.json").exists(), ended.stdout + ended.stderr
+    document = json.loads((tmp_path / "gang.json").read_text())
+    assert document["shared"]["faults"] == []
+    assert document["shared"]["longest_s"] < 5
+    assert document["shared"]["slots"] > 4
+    assert min(document["shared"]["rates"]) > 0
