@@ -3,8 +3,8 @@
 
     python3 tests/gpu/run.py --part PART|all --out DIR [--programs BIN] [--sim]
 
-PART: smoke, programs, accuracy, stress, overhead, views, supervised, share, gang; of share, `-- --part 1/3` is what fits,
-and gang needs two GPUs.
+PART: smoke, programs, accuracy, stress, overhead, views, supervised, share, gang; of share `-- --part 1/3` fits, and
+gang needs two GPUs.
 
 Each part writes JSON files into DIR and prints a short table. Ends with 0 if every bar was reached, 1 if not.
 """
