@@ -66,7 +66,10 @@ hm_lock_held(int fd, int64_t byte)
 REGION_FUNCTIONS = """
 int hm_lock_held(int fd, int64_t byte); /* 1, 0 or -errno */
 """
-ARBITER = (SHIM / "arbiter.c", SHIM / "futex.c", TOP / "hamirt" / "_arbitrate.c")
+ARBITER = (
+    *(SHIM / name for name in ("arbiter.c", "party.c", "turn.c", "futex.c")),
+    TOP / "hamirt" / "_arbitrate.c",
+)
 ARBITER_HEADERS = (SHIM / "arbiter.h", TOP / "hamirt" / "_arbitrate.h")
 
 

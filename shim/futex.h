@@ -3,6 +3,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define HM_US INT64_C(1000)
+#define HM_MS INT64_C(1000000)
 #define HM_FOREVER INT64_MAX
 
 struct hm_watch {

@@ -11,8 +11,6 @@
 #define HM_MARKS 64 /* of a line, at a time; a power of two */
 #define HM_NOTED 8  /* streams that a thread uses while the gate is free */
 
-#define HM_US 1000
-#define HM_MS 1000000
 #define HM_IDLE_NS (300 * HM_US)    /* a shorter pause is no pause */
 #define HM_MARK_NS (250 * HM_US)    /* predicted work between two marks */
 #define HM_UNKNOWN_NS (250 * HM_US) /* what nobody has seen yet is taken to be so long */
