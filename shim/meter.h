@@ -66,16 +66,33 @@ struct hm_lane {
 
 extern struct hm_lane hm_lanes[HM_DEVICES];
 
-/* gate.c: all lines; they are never freed, only used again. */
+/* line.c: all lines; they are never freed, only used again. */
 struct hm_line *hm_line_first(void);
-/* gate.c: look anew who arbitrates for a device. True: somebody else than before. */
-bool hm_lane_choose(int device, uint64_t now_ns);
-/* gate.c: take the line from its thread for a moment, by one at a time: the reaper's lock is held. False: the thread is in
+/* line.c: the calling thread's; NULL: no memory, or no slot (which was said). */
+struct hm_line *hm_line_own(int device);
+/* line.c: the thread is in a launch from here on. Whoever holds its line is soon done. */
+void hm_line_begin(struct hm_line *line);
+/* line.c: take the line from its thread for a moment, by one at a time: the reaper's lock is held. False: the thread is in
    a launch. */
 bool hm_line_hold(struct hm_line *line);
 void hm_line_release(struct hm_line *line);
-/* gate.c: from now on everything passes; at the end of the process. */
+/* line.c: the tail is on this stream of the current context. */
+bool hm_line_is_on(const struct hm_line *line, const struct hm_tail *tail, CUstream stream);
+/* line.c: note a stream that the card may be working on and that has no mark. */
+void hm_line_note(struct hm_line *line, CUstream stream, CUcontext context);
+/* line.c: look anew who arbitrates for a device. True: somebody else than before. */
+bool hm_lane_choose(int device, uint64_t now_ns);
+/* line.c: from now on everything passes; at the end of the process. */
 void hm_gate_give_up(void);
+
+/* mark.c: the reaper takes what has ended off a line, on whatever stream. The oldest that has not is returned, NULL if there
+   is none. */
+const struct hm_mark *hm_line_collect(struct hm_line *line, uint64_t now_ns);
+/* mark.c: the reaper marks what the line's thread may not come back to mark; over: its gate was closed. True: something of it
+   is unmarked, or about to be. */
+bool hm_line_tidy(struct hm_line *line, bool over, bool free, uint64_t now_ns);
+/* mark.c: the reaper goes into a context, NULL: out of all. */
+void hm_mark_enter(CUcontext context);
 
 /* window.c: predicted GPU time of some work. known: it was seen before. */
 uint64_t hm_cost_of(hm_work work, bool *known);

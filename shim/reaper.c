@@ -12,22 +12,19 @@
 #define STACK_BYTES 131072
 #define SHORTEST_NAP_NS (10 * HM_US)
 #define LONGEST_NAP_NS (200 * HM_US)
-#define STALE_TAIL_NS \
-    (150 * HM_US) /* nothing came after it for so long: it gets its mark from us */
 #define SHORT_WINDOW_NS (500 * HM_US)
 #define EARLY_NS (60 * HM_US) /* a nap may take so much longer than it should */
 #define LATE_NS (200 * HM_US)
-#define STUCK_NS \
-    (25 * HM_MS) /* what has not ended by then is charged all the same: it may wait for the host */
-#define LONGEST_START_NS (300 * HM_US)
+/* What has not ended by then is charged all the same: it may wait for the host. */
+#define STUCK_NS (25 * HM_MS)
 #define SLACK_NS 1UL /* of our own naps, instead of 50 us */
 
-static pthread_mutex_t mutex =
-    PTHREAD_MUTEX_INITIALIZER; /* held while we touch the driver's objects */
-static bool runs;              /* atomic */
-static uint32_t wanted;        /* futex word: raised to wake the reaper */
-static bool may_spin;          /* we have processors to spare */
-static bool sleeps;            /* it may be in a long sleep; atomic */
+/* Held while we touch the driver's objects. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static bool runs;       /* atomic */
+static uint32_t wanted; /* futex word: raised to wake the reaper */
+static bool may_spin;   /* we have processors to spare */
+static bool sleeps;     /* it may be in a long sleep; atomic */
 
 /* What one look at a lane found. */
 struct sight {
@@ -53,158 +50,6 @@ hm_reaper_wake(void)
 {
     if (__atomic_load_n(&sleeps, __ATOMIC_SEQ_CST)) /* partner: rest */
         hm_futex_ring(&wanted);
-}
-
-static void
-enter_context(CUcontext context)
-{
-    static CUcontext current; /* under the mutex */
-
-    if (context != current && REAL(cuCtxSetCurrent(context)) == CUDA_SUCCESS)
-        current = context;
-}
-
-/*
- * The first work after a pause has ended. What it took longer than it usually does went to the launch, and to the card's
- * change from one tenant to another: that is charged to nobody.
- */
-static void
-tell_start(struct hm_lane *lane, const struct hm_mark *mark, uint64_t now_ns)
-{
-    uint64_t from = lane->busy_from_ns, usual = mark->known ? now_ns - mark->cost_ns : from;
-
-    if (usual > from + LONGEST_START_NS)
-        usual = from + LONGEST_START_NS;
-    __atomic_store_n(&lane->use->busy_since_ns, usual > from ? usual : from, __ATOMIC_RELEASE);
-}
-
-/* A mark has ended, or will never be known to. */
-static void
-finish(const struct hm_line *line, struct hm_mark *mark, uint64_t now_ns)
-{
-    struct hm_lane *lane = &hm_lanes[line->device];
-    uint64_t begun = mark->begun_ns > lane->last_done_ns ? mark->begun_ns : lane->last_done_ns;
-    bool first = __atomic_load_n(&lane->use->busy_since_ns, __ATOMIC_RELAXED) == 0;
-
-    if (first)
-        tell_start(lane, mark, now_ns);
-    if (mark->work != 0 && mark->context != NULL && now_ns > begun && !(first && mark->known)) {
-        hm_cost_learn(mark->work, now_ns - begun, mark->launches);
-        if (mark->launches == 1 && now_ns - begun > lane->use->longest_ns)
-            __atomic_store_n(&lane->use->longest_ns, now_ns - begun, __ATOMIC_RELAXED);
-    }
-    __atomic_fetch_sub(&lane->ahead_ns, (int64_t)mark->cost_ns, __ATOMIC_RELAXED);
-    lane->last_done_ns = now_ns;
-    __atomic_store_n(&lane->oldest_cost_ns, 0,
-                     __ATOMIC_RELAXED); /* until we look at what is next */
-    mark->launches = 0;
-}
-
-static bool
-has_ended(const struct hm_mark *mark)
-{
-    if (mark->context == NULL)
-        return true;
-    enter_context(mark->context);
-    return REAL(cuEventQuery(mark->event)) != CUDA_ERROR_NOT_READY;
-}
-
-/* The oldest mark waits for something else than the card, and others that came after it have ended: it makes room for them. */
-static struct hm_mark *
-move_behind(struct hm_line *line, struct hm_mark *oldest)
-{
-    struct hm_mark *end, moved = *oldest;
-
-    if (!hm_line_hold(line))
-        return oldest;
-    if (line->marked - line->done == HM_MARKS) {
-        hm_line_release(line);
-        return oldest;
-    }
-    end = &line->mark[line->marked % HM_MARKS];
-    *oldest = *end;
-    oldest->launches = 0;
-    *end = moved;
-    __atomic_store_n(&line->marked, line->marked + 1, __ATOMIC_RELEASE);
-    hm_line_release(line);
-    return end;
-}
-
-/* Take what has ended off a line, on whatever stream. The oldest that has not is returned, NULL if there is none. */
-static const struct hm_mark *
-collect(struct hm_line *line, uint64_t now_ns)
-{
-    uint32_t marked = __atomic_load_n(&line->marked, __ATOMIC_ACQUIRE);
-    struct hm_mark *first = NULL;
-    bool overtaken = false;
-
-    for (uint32_t i = line->done; i != marked; i++) {
-        struct hm_mark *mark = &line->mark[i % HM_MARKS];
-
-        if (mark->launches == 0 || (first != NULL && mark->stream == first->stream))
-            continue;
-        if (has_ended(mark)) {
-            finish(line, mark, hm_now_ns());
-            overtaken = first != NULL;
-        } else if (first == NULL) {
-            first = mark;
-        }
-    }
-    if (first != NULL && now_ns > first->begun_ns + 2 * first->cost_ns + STUCK_NS) {
-        __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)first->cost_ns,
-                           __ATOMIC_RELAXED);
-        first->cost_ns = 0; /* nobody waits for room until this ends */
-        if (overtaken && first == &line->mark[line->done % HM_MARKS])
-            first = move_behind(line, first);
-    }
-    while (line->done != __atomic_load_n(&line->marked, __ATOMIC_ACQUIRE) &&
-           line->mark[line->done % HM_MARKS].launches == 0)
-        __atomic_store_n(&line->done, line->done + 1,
-                         __ATOMIC_RELEASE); /* partner: hm_window_mark */
-    return first;
-}
-
-/* Put a mark behind a tail, for its thread. */
-static bool
-mark_tail(struct hm_line *line, struct hm_tail *tail)
-{
-    if (tail->stream == CU_STREAM_PER_THREAD)
-        tail->stream = NULL; /* to us that handle is our own stream */
-    enter_context(tail->context);
-    return hm_window_mark_apart(line, tail);
-}
-
-/* Mark what has no mark yet on other streams of the thread than its last. */
-static void
-mark_notes(struct hm_line *line)
-{
-    for (uint32_t i = 0; i < line->noted; i++)
-        if (line->note[i].launches > 0 && !mark_tail(line, &line->note[i]))
-            return;
-    line->noted = 0;
-}
-
-/*
- * The thread of a line may not come back to mark what it launched. True: something of it is unmarked, or about to be.
- * While the gate is free that is so all the time, and not looked at until it closes.
- */
-static bool
-tidy(struct hm_line *line, bool over, bool free, uint64_t now_ns)
-{
-    bool noted = line->noted > 0 && !free,
-         stale = line->tail.launches > 0 && now_ns > line->tail.begun_ns + STALE_TAIL_NS, open;
-
-    if (!over && !stale && !noted)
-        return line->tail.launches > 0 || __atomic_load_n(&line->in_launch, __ATOMIC_ACQUIRE) != 0;
-    if (!hm_line_hold(line))
-        return true;
-    if (line->tail.launches > 0)
-        mark_tail(line, &line->tail);
-    if (noted)
-        mark_notes(line);
-    open = line->tail.launches > 0 || (noted && line->noted > 0);
-    hm_line_release(line);
-    return open;
 }
 
 /* Where no mark said when the card began, it is the first launch. */
@@ -267,8 +112,8 @@ look(int device, uint64_t now_ns)
         if (line->device != device)
             continue;
         sight.outstanding |=
-            tidy(line, over, (word & HM_GATE_STATES) == HM_GATE_FREE && !over, now_ns);
-        first = collect(line, now_ns);
+            hm_line_tidy(line, over, (word & HM_GATE_STATES) == HM_GATE_FREE && !over, now_ns);
+        first = hm_line_collect(line, now_ns);
         if (first != NULL && (oldest == NULL || first->begun_ns < oldest->begun_ns))
             oldest = first;
     }
@@ -371,7 +216,7 @@ look_at_all(uint32_t *words, int *lane_at)
                 hm_leader_see(now_ns);
         }
     }
-    enter_context(NULL);
+    hm_mark_enter(NULL);
     pthread_mutex_unlock(&mutex);
     return nap;
 }

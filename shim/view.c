@@ -100,7 +100,7 @@ hm_view_device(nvmlDevice_t handle)
     return look_up(handle);
 }
 
-/* By the gate that holds for the tenant, which gate.c chooses by the same rule. */
+/* By the gate that holds for the tenant, which line.c chooses by the same rule. */
 static bool
 is_metered(int device, uint64_t now_ns)
 {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 NEVER = (1 << 64) - 1
 IDLE_NS = 300 * US  # HM_IDLE_NS of the shim
-LONGEST_START_NS = 300 * US  # of reaper.c
+LONGEST_START_NS = 300 * US  # of mark.c
 SHORT_WINDOW_NS = 500 * US  # of window.c: no launch comes ahead of the end of the last
 LOOK_AGAIN_NS = 50 * MS  # of gate.c
 BEAT_NS = 1 * S  # of the daemon's thread
