@@ -82,6 +82,7 @@ close_gate(struct hm_card *card, uint64_t now_ns)
 static void
 look_at_all(struct hm_card *card, uint64_t now_ns)
 {
+    card->others = false;
     for (int i = 0; i < card->count; i++) {
         struct hm_party *party = card->party[i];
         bool worked = party == card->holder && party->was_busy;
@@ -90,8 +91,11 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
         if (party == card->holder && hm_party_state(party) != HM_GATE_FREE)
             hm_party_account(party, now_ns); /* before its credit, which has a limit */
         hm_party_credit(party, worked, now_ns);
-        if (party->wants || party == card->holder)
+        party->percent = hm_party_percent(party); /* from now on */
+        if (party->wants || party == card->holder) {
             hm_turn_join(card, party, now_ns);
+            card->others |= !hm_party_is_batch(party);
+        }
         if (!party->wants || (party == card->holder && party->entered))
             party->wanted_since_ns = 0;
         else if (party->wanted_since_ns == 0)
@@ -273,6 +277,7 @@ hm_card_add(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     if (card->count == HM_PARTIES)
         return false;
     party->card = card;
+    party->percent = hm_party_percent(party);
     if (party->gang == NULL)
         party->gang = party;
     card->party[card->count++] = party;

@@ -36,6 +36,7 @@ struct hm_party {
     uint64_t idle_since_ns; /* the latest end of work */
     uint64_t longest_ns;    /* that one launch took */
 
+    uint32_t percent;               /* its cap until now; 100: it had none */
     uint64_t charged_before_ns;     /* the present slot */
     uint64_t wanted_since_ns;       /* 0: it does not wait */
     uint64_t seen_ns;               /* when it last wanted or had the card */
@@ -57,6 +58,7 @@ struct hm_card {
     enum hm_card_state state;
     struct hm_party *holder;
     int rank;     /* the holder's when it was chosen: who has a lower one overtakes it */
+    bool others;  /* one that is not of class batch wants the card, or has it */
     bool touched; /* the last step changed other cards of a gang, which are to be looked at again */
     uint64_t opened_ns;
     uint64_t claimed_ns; /* since when another waits for it in this slot; 0: nobody does */

@@ -108,7 +108,7 @@ hm_party_charge(struct hm_party *party, int64_t ns)
 {
     party->gate->charged_ns += (uint64_t)ns;
     party->gate->virtual_ns += ns * HM_FULL_WEIGHT / hm_party_weight(party);
-    if (hm_party_is_capped(party))
+    if (party->percent < 100)
         party->gate->credit_ns -= ns;
 }
 
@@ -145,7 +145,7 @@ hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns)
     struct hm_gate *gate = party->gate;
     int64_t passed = now_ns > gate->credited_ns ? (int64_t)(now_ns - gate->credited_ns) : 0, most;
 
-    if (!hm_party_is_capped(party) || gate->credited_ns == 0) {
+    if (party->percent == 100 || gate->credited_ns == 0) {
         gate->credit_ns = 0;
         gate->credited_ns = now_ns;
         return;
@@ -157,7 +157,7 @@ hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns)
     most = worked ? INT64_MAX : BURST_NS;
     most = hm_max(most,
                   gate->credit_ns); /* what a successor was given for the time without an arbiter */
-    gate->credit_ns = hm_min(most, gate->credit_ns + passed * hm_party_percent(party) / 100);
+    gate->credit_ns = hm_min(most, gate->credit_ns + passed * party->percent / 100);
     gate->credited_ns = now_ns;
 }
 

@@ -6,9 +6,10 @@
 #define SLOT_NS (20 * HM_MS)
 /* With many that want the card, slots get shorter, so that a turn does not take longer. */
 #define ROUND_NS (80 * HM_MS)
-#define IDLE_NS (300 * HM_US) /* as HM_IDLE_NS of the shim */
-/* Who waited so long is next, whatever the classes: a few percent for everybody. */
-#define STARVED_NS (400 * HM_MS)
+#define IDLE_NS (300 * HM_US)    /* as HM_IDLE_NS of the shim */
+#define STARVED_NS (400 * HM_MS) /* who waited so long is next, whatever the classes */
+/* Beside the other classes batch has the shortest slot so often: a few percent, in parts that delay nobody for long. */
+#define FLOOR_NS (80 * HM_MS)
 #define HEAD_START_NS (20 * HM_MS)
 
 /* Another tenant wants the card, and may have it. */
@@ -83,15 +84,17 @@ wants_now(const struct hm_party *party)
     return false;
 }
 
-/* 0 is served first. */
 int
 hm_turn_rank(const struct hm_card *card, const struct hm_party *party, uint64_t now_ns)
 {
-    if (party->wanted_since_ns > 0 && now_ns > party->wanted_since_ns + STARVED_NS)
+    bool batch = hm_party_is_batch(party);
+    uint64_t patience = batch && card->others ? FLOOR_NS : STARVED_NS;
+
+    if (party->wanted_since_ns > 0 && now_ns > party->wanted_since_ns + patience)
         return 0;
     if (hm_party_is_latency(party) && party->gate->virtual_ns <= card->virtual_ns + HEAD_START_NS)
         return 1;
-    return hm_party_is_batch(party) ? 3 : 2;
+    return batch ? 3 : 2;
 }
 
 /* Of two of one rank: who waits longest, if that is why they are there, else who had less. */
@@ -179,7 +182,8 @@ uint64_t
 hm_turn_end_ns(struct hm_card *card, uint64_t now_ns)
 {
     const struct hm_party *party = card->holder;
-    bool claimed = hm_turn_claimed(card), free = hm_party_state(party) == HM_GATE_FREE, overtaken;
+    bool claimed = hm_turn_claimed(card), free = hm_party_state(party) == HM_GATE_FREE, overtaken,
+         least;
     uint64_t end = UINT64_MAX, start;
 
     if (!claimed)
@@ -205,8 +209,9 @@ hm_turn_end_ns(struct hm_card *card, uint64_t now_ns)
         return now_ns;
     if (!party->entered)
         return card->opened_ns + HM_UNUSED_NS;
+    least = overtaken || (card->rank == 0 && card->others && hm_party_is_batch(party));
     end = hm_min((int64_t)end & INT64_MAX,
-                 (int64_t)card->opened_ns + (overtaken ? HM_LEAST_SLOT_NS : slot_ns(card)));
+                 (int64_t)card->opened_ns + (least ? HM_LEAST_SLOT_NS : slot_ns(card)));
     if (party->busy)
         return end;
     start = party->idle_since_ns > card->opened_ns ? party->idle_since_ns : card->opened_ns;

@@ -61,6 +61,7 @@ class Process:
         self.asked_ns = 0
         self.requests_ns: list[int] = []  # how long each took
         self.longest_wait_ns = 0
+        self.waits = False  # at the gate; its page may say something else
         self._waits_since_ns = 0
         self._bounded = True  # it launches no more
         self._free = False  # how the gate was when it launched last
@@ -82,7 +83,6 @@ class Process:
     def go_on(self) -> None:
         """SIGCONT."""
         self.stopped = False
-        self.use.beats += 1  # its threads look at the gate again
         held, self.held = self.held, []
         for action in held:
             self.later(self.world.latency(), action)
@@ -105,20 +105,28 @@ class Process:
             return
         if not self._is_closed:
             self._launch()
-        elif self.use.waiting == 0 and not self.is_waited_for():
-            self.use.waiting = 1
-            self._waits_since_ns = self.world.now
+        elif not self.waits and not self.is_waited_for():
+            self.waits, self.use.waiting = True, 1
+            self._waits_since_ns = since = self.world.now
             self.world.ring()
-        elif self.use.waiting == 0:
+            self.later(LOOK_AGAIN_NS, lambda: self._beat(since))
+        elif not self.waits:
             self.use.drained = (self.use.entered - 1) & 0xFFFFFFFF
             self._launch()
+
+    def _beat(self, since_ns: int) -> None:
+        """It still waits: in case that the arbiter took it for stopped."""
+        if self.waits and self._waits_since_ns == since_ns:
+            self.use.beats += 1
+            self.world.ring()
+            self.later(LOOK_AGAIN_NS, lambda: self._beat(since_ns))
 
     def is_waited_for(self) -> bool:
         return False
 
     def _woken(self) -> None:
-        if self.use.waiting and not self._is_closed:
-            self.use.waiting = 0
+        if self.waits and not self._is_closed:
+            self.waits, self.use.waiting = False, 0
             self.longest_wait_ns = max(self.longest_wait_ns, self.world.now - self._waits_since_ns)
             self._launch()
 
@@ -173,7 +181,7 @@ class Process:
             self.later(max(goal - ahead - self.ran_ns, 0) + self.world.latency(), self._try)
 
     def gate_changed(self) -> None:
-        if self.use.waiting:
+        if self.waits:
             if not self._is_closed:
                 self.later(self.world.latency(), self._woken)
         elif not self.card.works_for(self):

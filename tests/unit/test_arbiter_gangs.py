@@ -31,14 +31,14 @@ class Rank(Process):
 
     def _try(self) -> None:
         super()._try()
-        if self.use.waiting:
+        if self.waits:
             self.later(LOOK_AGAIN_NS, self._look_again)
 
     def _look_again(self) -> None:
-        if self.use.waiting and self._is_closed and self.is_waited_for():
-            self.use.waiting = 0
+        if self.waits and self._is_closed and self.is_waited_for():
+            self.waits, self.use.waiting = False, 0
             self._try()
-        elif self.use.waiting:
+        elif self.waits:
             self.later(LOOK_AGAIN_NS, self._look_again)
 
     def _bound(self) -> None:
