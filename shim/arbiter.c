@@ -174,16 +174,24 @@ drain_ns(const struct hm_party *party)
     return (uint64_t)hm_min(hm_max(DRAIN_NS, 2 * longest), LONGEST_DRAIN_NS);
 }
 
-/* Who had the card while others waited for it pays for that time, whatever it says of its work. */
+/*
+ * Who had the card while others waited for it pays for that time, whatever it says of its work. What is left of the time
+ * since the last slot went to the change.
+ */
 static void
-charge_possession(struct hm_card *card, uint64_t now_ns)
+settle_slot(struct hm_card *card, uint64_t now_ns)
 {
     struct hm_party *party = card->holder;
     int64_t charged = (int64_t)(party->gate->charged_ns - party->charged_before_ns),
-            owed = card->claimed_ns > 0 ? (int64_t)(now_ns - card->claimed_ns) - UNPAID_NS : 0;
+            owed = card->claimed_ns > 0 ? (int64_t)(now_ns - card->claimed_ns) - UNPAID_NS : 0,
+            passed = card->freed_ns > 0 ? (int64_t)(now_ns - card->freed_ns) : 0;
 
-    if (owed > charged)
+    if (owed > charged) {
         hm_party_charge(party, owed - charged);
+        charged = owed;
+    }
+    card->handover_ns += (uint64_t)hm_max(passed - charged, 0);
+    card->freed_ns = hm_turn_claimed(card) ? now_ns : 0;
 }
 
 static uint64_t
@@ -199,7 +207,7 @@ drain(struct hm_card *card, uint64_t now_ns)
     }
     if (!party->drained)
         miss(party, now_ns);
-    charge_possession(card, now_ns);
+    settle_slot(card, now_ns);
     party->gate->unpreemptible =
         party->missed_ns[0] > 0 && now_ns < party->missed_ns[0] + (uint64_t)MISSES_NS;
     card->holder = NULL;

@@ -63,6 +63,9 @@ struct hm_card {
     uint64_t opened_ns;
     uint64_t claimed_ns; /* since when another waits for it in this slot; 0: nobody does */
     uint64_t closed_ns;
+    uint64_t freed_ns; /* when the last slot was over, while another tenant waited; 0: nobody did */
+    uint64_t
+        handover_ns; /* while somebody waited, ever, and charged to nobody: what taking turns costs */
     uint64_t contended_until_ns; /* others wanted the card of late: no gate is free */
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
     int64_t virtual_ns;          /* how far the fair queue is */

@@ -375,3 +375,27 @@ def test_what_was_before_does_not_matter(past: list[tuple[int, int, int]], seed:
     got = shares(world, 4 * S, *all_)
 
     assert got == pytest.approx([sum(got) / 4] * 4, abs=0.015)
+
+
+@pytest.mark.parametrize("kernel_ns", [200 * US, 5 * MS])
+def test_the_time_that_is_charged_to_nobody_is_reported(kernel_ns: int) -> None:
+    world = World(14)
+    all_ = [world.tenant(Load(kernel_ns)), world.tenant(Load(kernel_ns), weight=300)]
+    world.run(1 * S)
+    card = world.cards[0].state
+    handover, charged = card.handover_ns, sum(tenant.gate.charged_ns for tenant in all_)
+
+    world.run(10 * S)
+
+    handover, charged = card.handover_ns - handover, sum(tenant.gate.charged_ns for tenant in all_) - charged
+    assert handover + charged == pytest.approx(10 * S, abs=40 * MS)
+    assert 0.001 < handover / (10 * S) < 0.03
+
+
+def test_who_has_the_card_alone_hands_nothing_over() -> None:
+    world = World(15)
+    world.tenant(Load(), percent=50)
+
+    world.run(10 * S)
+
+    assert world.cards[0].state.handover_ns == 0
