@@ -1,5 +1,6 @@
 #include "code.h"
 
+#include "context.h"
 #include "image.h"
 #include "ledger.h"
 #include "local.h"
@@ -41,7 +42,7 @@ bool
 hm_code_load_begin(struct hm_charge *charge, uint64_t variables)
 {
     *charge = (struct hm_charge){.device = -1};
-    if (!hm_overhead_services_fit())
+    if (!hm_context_services_fit())
         return false;
     return hm_quota_reserve(charge, HM_LINEAR, variables >= LARGE_BYTES ? hm_device_current() : -1,
                             variables != HM_IMAGE_UNKNOWN ? hm_whole_blocks(variables) : 0);
@@ -184,7 +185,7 @@ hm_code_library_begin(struct hm_charge *charge, uint64_t variables)
     bool eager = variables >= LARGE_BYTES && variables != HM_IMAGE_UNKNOWN && loads_eagerly();
 
     *charge = (struct hm_charge){.device = -1};
-    if (!hm_overhead_services_fit())
+    if (!hm_context_services_fit())
         return false;
     return hm_quota_reserve(charge, HM_LINEAR, eager ? hm_device_current() : -1,
                             eager ? hm_whole_blocks(variables) : 0);

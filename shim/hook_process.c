@@ -1,5 +1,6 @@
 /* The life of a process and of its contexts. */
 #include "capture.h"
+#include "context.h"
 #include "gate.h"
 #include "ledger.h"
 #include "overhead.h"
@@ -41,7 +42,7 @@ context_begin(int device)
 {
     if (device < 0 && hm_active() && hm_device_count() > 0)
         return CUDA_ERROR_INVALID_DEVICE;
-    return hm_overhead_context_begin(device) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    return hm_context_begin(device) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult
@@ -49,7 +50,7 @@ context_made(int device, const CUcontext *context, CUresult result)
 {
     struct hm_object object = {.type = HM_CONTEXT, .charge = {.device = device}};
 
-    hm_overhead_context_end(device, result == CUDA_SUCCESS);
+    hm_context_end(device, result == CUDA_SUCCESS);
     if (result == CUDA_SUCCESS && device >= 0) {
         object.key = (uint64_t)*context;
         hm_object_put(&object);
@@ -80,7 +81,7 @@ context_gone(int device, const struct hm_object *object, CUresult result)
         return result;
     }
     hm_object_purge((CUcontext)again.key);
-    hm_overhead_context_gone(device);
+    hm_context_gone(device);
     return result;
 }
 

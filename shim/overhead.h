@@ -1,6 +1,6 @@
 /*
  * What the driver takes on top of allocations: contexts, modules, local memory. Measured through NVML as the footprint
- * of each process less what its allocations hold; predicted and reserved before a context is made.
+ * of each process less what its allocations hold; contexts are predicted and reserved before one is made (context.h).
  */
 #pragma once
 #include "tenant.h"
@@ -8,19 +8,18 @@
 /* Read the footprints from NVML into the ledger, for all processes of the tenant that NVML shows us. 56 us. */
 void hm_overhead_refresh(int device);
 
-/* Before a context is made: reserve its predicted size. False: does not fit under the cap (logged). */
-bool hm_overhead_context_begin(int device);
-/* After: settle what was reserved, from NVML as soon as it is ready. made is false when the driver refused. */
-void hm_overhead_context_end(int device, bool made);
-/* A context of the device is gone. */
-void hm_overhead_context_gone(int device);
+/* The same after a context was made. If it is the first of this process, which has allocated nothing yet, then the overhead
+   is the context: note its size for the tenant. False: calls were in flight, and our own overhead is not exact. */
+bool hm_overhead_measure_context(int device);
 
 /* A module or function is about to be loaded that may take bytes: false if it would go over the cap. */
 bool hm_overhead_load_fits(int device, uint64_t bytes);
 
-/* An image was looked at: charge what the device services that it may call will take. False: does not fit. */
-bool hm_overhead_services_fit(void);
+/* Initialize NVML. False, and logged: it does not answer. */
+bool hm_overhead_nvml_ready(void);
 
-/* The helper thread of this process: initializes NVML, then trims pools when others need memory. Started once. */
-void hm_helper_start(void);
-void hm_helper_after_fork_child(void);
+/* Ask NVML about each device once: the first look takes 20 ms. */
+void hm_overhead_warm_up(void);
+
+/* In a fork child: nobody measures. */
+void hm_overhead_after_fork_child(void);

@@ -1,4 +1,4 @@
-/* pool.c: the stream-ordered pools of this process, whose reserved bytes are charged as the driver reports them. */
+/* The stream-ordered pools of this process, whose reserved bytes are charged as the driver reports them (pool_charge.c). */
 #pragma once
 #include "quota.h"
 

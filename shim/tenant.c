@@ -1,7 +1,9 @@
 /* Finding the tenant, once, on the first use of a hook; and keeping the process's state right across fork. */
 #include "tenant.h"
 
+#include "context.h"
 #include "gate.h"
+#include "helper.h"
 #include "log.h"
 #include "overhead.h"
 #include "physical.h"
@@ -43,6 +45,8 @@ after_fork_child(void)
     hm_pool_after_fork_child();
     hm_graph_after_fork_child();
     hm_physical_after_fork_child();
+    hm_overhead_after_fork_child();
+    hm_context_after_fork_child();
     hm_helper_after_fork_child();
     hm_gate_after_fork_child();
 }

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.realtime
 __all__ = ["compiled"]
 
 HALF_MS = saturate(500)
-TRAPS = "tests/shim/programs/gate_traps.c"
+STUCK = "tests/shim/programs/trap_stuck.c"
 
 
 def test_neighbours_of_a_stopped_process_go_on_and_it_does_when_continued(
@@ -61,7 +61,7 @@ def test_a_stream_that_waits_for_something_else_than_the_card_does_not_fill_the_
     what: str, daemon: Daemon, node: Node, compiled: Compile
 ) -> None:
     """Capped and alone: what the stream waits for comes after many launches on another one."""
-    stuck = node.start("--name", "stuck", *MEMORY, "--sm", "50", "--", str(compiled(TRAPS)), "stuck", what)
+    stuck = node.start("--name", "stuck", *MEMORY, "--sm", "50", "--", str(compiled(STUCK)), what)
     assert stuck.stdin is not None
     assert stuck.stdout is not None
     assert stuck.stdout.readline() == "ready 0\n"
@@ -79,7 +79,7 @@ def test_a_stream_that_waits_for_something_else_than_the_card_is_not_waited_for(
     what: str, daemon: Daemon, node: Node, compiled: Compile
 ) -> None:
     load = Load(node, compiled, "load")
-    stuck = node.start("--name", "stuck", *MEMORY, "--", str(compiled(TRAPS)), "stuck", what)
+    stuck = node.start("--name", "stuck", *MEMORY, "--", str(compiled(STUCK)), what)
     assert stuck.stdin is not None
     assert stuck.stdout is not None
     load.work(HALF_MS, 30)

@@ -70,18 +70,19 @@ def _map(page: Any, kind: str) -> Any:
 
 
 class Trap:
-    """A scenario of programs/gate_traps.c at work, in a tenant or without the shim."""
+    """A scenario of programs/trap_*.c at work, in a tenant or without the shim."""
 
     def __init__(
         self,
         node: Node,
         build: Build,
+        program: str,
         *arguments: str,
         tenant: Tenant | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> None:
         self._gates = Gates(tenant) if tenant is not None else None
-        self.process = node.start([build("gate_traps"), *arguments], tenant, shim=tenant is not None, extra=extra)
+        self.process = node.start([build(program), *arguments], tenant, shim=tenant is not None, extra=extra)
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -126,9 +127,14 @@ class Trap:
 
 
 def gated_trap(
-    node: Node, build: Build, *arguments: str, window_ns: int | None, extra: Mapping[str, str] | None = None
+    node: Node,
+    build: Build,
+    program: str,
+    *arguments: str,
+    window_ns: int | None,
+    extra: Mapping[str, str] | None = None,
 ) -> Trap:
     """Start a scenario in a tenant of its own, with its gate open."""
-    trap = Trap(node, build, *arguments, tenant=node.tenant(), extra=extra)
+    trap = Trap(node, build, program, *arguments, tenant=node.tenant(), extra=extra)
     trap.gates.open(window_ns=window_ns)
     return trap

@@ -20,7 +20,7 @@ EXIT_CODE = 7
 
 @pytest.fixture
 def trap(node: Node, build: Build) -> Callable[..., Trap]:
-    """Start a scenario of gate_traps.c in a tenant whose gates the test holds."""
+    """Start a scenario of programs/trap_*.c in a tenant whose gates the test holds."""
     return lambda *arguments, **options: gated_trap(node, build, *arguments, **options)
 
 
@@ -29,7 +29,9 @@ Start = Callable[..., Trap]
 
 @MODES
 def test_a_thread_that_is_preempted_in_its_launch_is_waited_for(trap: Start, window_ns: int | None) -> None:
-    program = trap("late", window_ns=window_ns, extra={"HAMIRT_SIM_FAULT": "cuLaunchKernel:delay=200000"})
+    program = trap(
+        "trap_thread", "late", window_ns=window_ns, extra={"HAMIRT_SIM_FAULT": "cuLaunchKernel:delay=200000"}
+    )
     program.hear("ready")
     gates, use = program.gates, program.use()
 
@@ -52,7 +54,7 @@ def test_a_thread_that_is_preempted_in_its_launch_is_waited_for(trap: Start, win
 
 @MODES
 def test_a_per_thread_stream_handle_names_the_calling_threads_stream(trap: Start, window_ns: int | None) -> None:
-    program = trap("per_thread", window_ns=window_ns)
+    program = trap("trap_thread", "per_thread", window_ns=window_ns)
 
     program.say()
     ends_ns = program.hear("launched")
@@ -62,7 +64,7 @@ def test_a_per_thread_stream_handle_names_the_calling_threads_stream(trap: Start
 
 @MODES
 def test_a_thread_that_ends_leaves_its_tail_to_be_waited_for(trap: Start, window_ns: int | None) -> None:
-    program = trap("thread_ends", window_ns=window_ns)
+    program = trap("trap_thread", "thread_ends", window_ns=window_ns)
 
     program.say()
     ends_ns = program.hear("launched")
@@ -72,7 +74,7 @@ def test_a_thread_that_ends_leaves_its_tail_to_be_waited_for(trap: Start, window
 
 @MODES
 def test_64_threads_launch_nothing_while_the_tenant_is_drained(trap: Start, window_ns: int | None) -> None:
-    program = trap("many_threads", window_ns=window_ns)
+    program = trap("trap_thread", "many_threads", window_ns=window_ns)
     program.hear("ready")
     dice, seen = random.Random(4), []
 
@@ -96,7 +98,7 @@ def test_64_threads_launch_nothing_while_the_tenant_is_drained(trap: Start, wind
 @pytest.mark.parametrize("when", ["outstanding", "waiting"])
 @pytest.mark.parametrize("how", ["exit", "thread", "exec"])
 def test_the_end_of_a_process_is_its_own(trap: Start, how: str, when: str) -> None:
-    program = trap("ends", f"{how} {when}", window_ns=WINDOW_NS)
+    program = trap("trap_end", "ends", f"{how} {when}", window_ns=WINDOW_NS)
     program.hear("ready")
 
     if when == "waiting":
@@ -111,7 +113,7 @@ def test_the_end_of_a_process_is_its_own(trap: Start, how: str, when: str) -> No
 
 
 def test_a_fork_is_not_the_parents_end(trap: Start) -> None:
-    program = trap("forked", window_ns=WINDOW_NS)
+    program = trap("trap_end", "forked", window_ns=WINDOW_NS)
 
     program.say()
     ends_ns = program.hear("launched")
@@ -121,12 +123,12 @@ def test_a_fork_is_not_the_parents_end(trap: Start) -> None:
 
 
 def test_results_are_what_they_are_without_a_gate(node: Node, build: Build, trap: Start) -> None:
-    bare = Trap(node, build, "patterns")
+    bare = Trap(node, build, "trap_pattern")
     bare.hear("ready")
     bare.say()
     expected = [bare.hear("sum") for _ in range(4)]
     dice = random.Random(os.environ.get("HAMIRT_SEED", "gates"))
-    program = trap("patterns", window_ns=WINDOW_NS)
+    program = trap("trap_pattern", window_ns=WINDOW_NS)
 
     program.hear("ready")
     program.say()

@@ -40,7 +40,7 @@ def test_a_mark_is_made_where_it_does_no_harm(
     scenario: str, mode: str, window_ns: int | None, node: Node, build: Build
 ) -> None:
     """...and what follows is still waited for."""
-    program = gated_trap(node, build, scenario, mode, window_ns=window_ns)
+    program = gated_trap(node, build, "trap_mark", scenario, mode, window_ns=window_ns)
 
     program.say()
     ends_ns = program.hear("launched")
