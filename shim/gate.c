@@ -138,7 +138,7 @@ put_aside(struct hm_line *line)
     if (hm_window_mark_apart(line, &line->tail))
         return;
     hm_line_note(line, line->tail.stream, line->tail.context);
-    line->tail.launches = 0;
+    __atomic_store_n(&line->tail.launches, 0, __ATOMIC_RELAXED);
 }
 
 /* The gate lets this launch through to a card of which we mind how much it has to do. False: there is enough. */
@@ -228,9 +228,11 @@ account(const struct hm_pass *pass)
     struct hm_tail *tail = &line->tail;
 
     __atomic_fetch_add(&lane->ahead_ns, (int64_t)pass->cost_ns, __ATOMIC_RELAXED);
-    if (tail->launches++ == 0) {
+    __atomic_store_n(&tail->launches, tail->launches + 1,
+                     __ATOMIC_RELAXED); /* partner: hm_line_tidy */
+    if (tail->launches == 1) {
         tail->work = pass->work;
-        tail->begun_ns = hm_now_ns();
+        __atomic_store_n(&tail->begun_ns, hm_now_ns(), __ATOMIC_RELAXED);
         tail->cost_ns = 0;
         tail->known = true;
         REAL(cuCtxGetCurrent(&tail->context));

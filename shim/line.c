@@ -173,8 +173,10 @@ hm_line_note(struct hm_line *line, CUstream stream, CUcontext context)
                  (line->note[i].stream == stream || line->note[i].stream == NULL))
             return;
     }
-    if (note == NULL && line->noted < HM_NOTED)
-        note = &line->note[line->noted++];
+    if (note == NULL && line->noted < HM_NOTED) {
+        note = &line->note[line->noted];
+        __atomic_store_n(&line->noted, line->noted + 1, __ATOMIC_RELAXED);
+    }
     if (note == NULL) {
         note = &line->note[HM_NOTED - 1];
         stream = NULL;

@@ -133,7 +133,7 @@ mark_notes(struct hm_line *line)
     for (uint32_t i = 0; i < line->noted; i++)
         if (line->note[i].launches > 0 && !mark_tail(line, &line->note[i]))
             return;
-    line->noted = 0;
+    __atomic_store_n(&line->noted, 0, __ATOMIC_RELAXED);
 }
 
 /*
@@ -143,11 +143,12 @@ mark_notes(struct hm_line *line)
 bool
 hm_line_tidy(struct hm_line *line, bool over, bool free, uint64_t now_ns)
 {
-    bool noted = line->noted > 0 && !free,
-         stale = line->tail.launches > 0 && now_ns > line->tail.begun_ns + STALE_TAIL_NS, open;
+    bool noted = __atomic_load_n(&line->noted, __ATOMIC_RELAXED) > 0 && !free,
+         tailed = __atomic_load_n(&line->tail.launches, __ATOMIC_RELAXED) > 0, open;
+    uint64_t begun_ns = __atomic_load_n(&line->tail.begun_ns, __ATOMIC_RELAXED);
 
-    if (!over && !stale && !noted)
-        return line->tail.launches > 0 || __atomic_load_n(&line->in_launch, __ATOMIC_ACQUIRE) != 0;
+    if (!over && !noted && !(tailed && now_ns > begun_ns + STALE_TAIL_NS))
+        return tailed || __atomic_load_n(&line->in_launch, __ATOMIC_ACQUIRE) != 0;
     if (!hm_line_hold(line))
         return true;
     if (line->tail.launches > 0)

@@ -180,7 +180,7 @@ hm_quick_joins(struct hm_line *line, struct hm_lane *lane, hm_work work, uint64_
 {
     if (HM_LIKELY(result == CUDA_SUCCESS)) {
         __atomic_fetch_add(&lane->ahead_ns, (int64_t)cost_ns, __ATOMIC_RELAXED);
-        line->tail.launches++;
+        __atomic_store_n(&line->tail.launches, line->tail.launches + 1, __ATOMIC_RELAXED);
         line->tail.cost_ns += cost_ns;
         if (line->tail.work != work)
             line->tail.work = 0; /* several kinds */

@@ -163,7 +163,8 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
         (tail->stream != NULL ? REAL(cuEventRecord(mark->event, tail->stream))
                               : REAL(cuCtxRecordEvent(context, mark->event))) != CUDA_SUCCESS) {
         __atomic_fetch_sub(&lane->ahead_ns, (int64_t)tail->cost_ns, __ATOMIC_RELAXED);
-        tail->launches = 0; /* nobody can tell when it ends: it counts as ended */
+        /* nobody can tell when it ends: it counts as ended */
+        __atomic_store_n(&tail->launches, 0, __ATOMIC_RELAXED);
         return;
     }
     mark->stream = tail->stream;
@@ -172,7 +173,7 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
     mark->work = tail->work;
     mark->launches = tail->launches;
     mark->known = tail->known;
-    tail->launches = 0;
+    __atomic_store_n(&tail->launches, 0, __ATOMIC_RELAXED); /* partner: hm_line_tidy */
     tail->cost_ns = 0;
     __atomic_store_n(&line->marked, line->marked + 1, __ATOMIC_RELEASE); /* partner: the reaper */
 }
