@@ -1,7 +1,6 @@
 #include "nvml_call.h"
 
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "sim_clock.h"
@@ -13,14 +12,6 @@ struct process {
     unsigned long long used_bytes;
     unsigned int utilization_percent;
 };
-
-static uint64_t
-own_pid_ns(void)
-{
-    struct stat status;
-
-    return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
-}
 
 /* What the slot's channels were served in the last complete window. */
 static unsigned int
@@ -41,8 +32,8 @@ list(struct hm_card *card, struct process processes[HM_SLOTS])
 {
     const struct hm_state *state = hm_state();
     uint32_t index = hm_device_index(card);
-    uint64_t pid_ns = own_pid_ns();
     unsigned int count = 0;
+    int32_t pid;
 
     hm_state_lock();
     hm_process_reap_every(HM_NVML_REAP_NS);
@@ -50,10 +41,11 @@ list(struct hm_card *card, struct process processes[HM_SLOTS])
     for (int slot = 0; slot < HM_SLOTS; slot++) {
         const struct hm_slot *process = &state->slots[slot];
 
-        if (process->used == 0 || process->contexts[index] == 0 || process->pid_ns != pid_ns)
+        if (process->used == 0 || process->contexts[index] == 0 ||
+            (pid = hm_process_pid(slot)) == 0)
             continue;
         processes[count++] = (struct process){
-            .pid = (unsigned int)process->pid,
+            .pid = (unsigned int)pid,
             .used_bytes = hm_card_slot_blocks(index, slot) * HM_BLOCK_BYTES,
             .utilization_percent = utilization_of(&card->engine, slot),
         };

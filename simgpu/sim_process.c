@@ -85,14 +85,39 @@ own_pid_ns(void)
     return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
 }
 
+/* A lock of the process's own kind: of those the kernel tells everybody the owner's pid as it is for them. */
+static struct flock
+pid_lock(int slot)
+{
+    return (struct flock){
+        .l_type = F_WRLCK,
+        .l_whence = SEEK_SET,
+        .l_start = HM_SLOTS + slot,
+        .l_len = 1,
+    };
+}
+
+int32_t
+hm_process_pid(int slot)
+{
+    const struct hm_slot *process = &hm_local.state->slots[slot];
+    struct flock lock = pid_lock(slot);
+
+    if (process->pid_ns == own_pid_ns())
+        return process->pid;
+    return fcntl(hm_local.fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK ? lock.l_pid : 0;
+}
+
 static int
 take_slot(struct hm_state *state)
 {
-    struct flock lock;
+    struct flock lock, pid;
 
     for (int slot = 0; slot < HM_SLOTS; slot++) {
         if (state->slots[slot].used != 0 || !slot_lock(slot, F_OFD_SETLK, &lock))
             continue;
+        pid = pid_lock(slot);
+        fcntl(hm_local.fd, F_SETLK, &pid);
         state->slots[slot] = (struct hm_slot){
             .used = 1,
             .pid = getpid(),

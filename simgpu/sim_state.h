@@ -73,6 +73,8 @@ void hm_state_fork_child(void);
 void hm_state_lock(void);
 void hm_state_unlock(void);
 
+/* The pid of a slot's process in our PID namespace; 0: it has none here. */
+int32_t hm_process_pid(int slot);
 /* Takes a slot for this process: its index, or -1. Afterwards only hm_process_forget() ends it. */
 int hm_process_join(void);
 /* This process's slot, or -1. */

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from ctypes import byref, c_size_t, c_ubyte, c_uint64
 
+import pytest
+
 from tests.sim.conftest import Side, Sim, wait_for
 from tests.sim.driver import CONTEXT_MIB, INVALID_HANDLE, MIB, NOT_INITIALIZED, OUT_OF_MEMORY, SUCCESS, IpcHandle
+
+CLONE_NEWPID = 0x20000000
 
 
 def hold(side: Side) -> None:
@@ -30,6 +35,33 @@ def test_two_processes_share_a_card(sim: Sim) -> None:
 
     assert used == 2 * (CONTEXT_MIB + 1024)
     assert listed == dict.fromkeys(pids, CONTEXT_MIB + 1024)
+
+
+@pytest.mark.root
+def test_a_process_of_another_pid_namespace_is_named_as_here(sim: Sim) -> None:
+    """As NVML does it: on a node the processes of containers, in a container none of the node's."""
+
+    def contained(side: Side) -> None:
+        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWPID) == 0
+        pid = os.fork()
+        if pid == 0:
+            side.cuda.context()
+            side.send((os.getpid(), look(side)[1]))
+            side.receive()
+            os._exit(0)
+        side.send(pid)
+        os.waitpid(pid, 0)
+
+    outside = sim.start(hold)
+    inside = sim.start(contained)
+    holder = outside.receive()
+    pid = inside.receive()
+    inner, seen_inside = inside.receive()
+    seen_outside = sim.run(look)[1]
+    inside.send()
+
+    assert (inner, seen_inside) == (1, {1: CONTEXT_MIB})
+    assert seen_outside == {holder: CONTEXT_MIB + 1024, pid: CONTEXT_MIB}
 
 
 def test_death_frees(sim: Sim) -> None:
