@@ -1,7 +1,8 @@
 """Which processes belong to which tenant, by what the kernel says in /proc; never by what a page claims.
 
-A process is a tenant's *member* if it is in the tenant's cgroup, or descends from the tenant's `hamirt run`. It is
-*registered* if it holds the tenant's usage page open or mapped, so that the shim is in it.
+A process is a tenant's *member* if it is in the tenant's cgroup, or descends from the tenant's `hamirt run` or its
+container's init process. It is *registered* if it holds the tenant's usage page open or mapped, so that the shim is in
+it.
 
 A tenant chooses what its processes open, FUSE files among them, and an ordinary stat() of those could wait for ever. So
 files are asked with AT_STATX_DONT_SYNC, which answers from what the kernel knows, and each look is bounded.
@@ -44,13 +45,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What ties processes to a tenant: its usage page, the `alive` file and pid of its `hamirt run`, its cgroup."""
+    """What ties processes to a tenant: its usage page, the `alive` file and pid of its `hamirt run`, its cgroup.
+
+    With a `start` that pid is the init process of a container, which knows nothing of `alive`.
+    """
 
     tenant: str
     usage: Inode | None
     alive: Inode | None
     pid: int | None
     cgroup: str | None
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Look:
                 path = path.rpartition("/")[0]
 
     def _by_descent(self, process: Process) -> Iterator[str]:
-        """Yield the tenants whose `hamirt run` is the process or above it, the nearest first."""
+        """Yield the tenants whose `hamirt run` or init is the process or above it, the nearest first."""
         one: Process | None = process
         for _ in range(_MOST_ANCESTORS):
             if one is None:
@@ -142,7 +147,12 @@ class Look:
             one = parent if parent is not None and parent.start <= one.start else None
 
     def _is_root(self, anchor: Anchor, process: Process) -> bool:
-        """Return whether this is the tenant's `hamirt run`, and not a later process with its pid: it holds `alive`."""
+        """Return whether this is the tenant's `hamirt run` or init, and not a later process with its pid.
+
+        A `hamirt run` holds `alive`.
+        """
+        if anchor.start is not None:
+            return process.start == anchor.start
         if self._roots.get(anchor.tenant) == (process.pid, process.start):
             return True
         if anchor.alive is None or not held_of(process.pid, frozenset((anchor.alive,))):
@@ -167,6 +177,23 @@ def cgroups_of(pid: int) -> tuple[str, ...]:
     """Return the paths of a process's cgroups, in every hierarchy."""
     lines = (_read(f"/proc/{pid}/cgroup") or b"").splitlines()
     return tuple(dict.fromkeys(os.fsdecode(line.split(b":", 2)[2]).rstrip("/") for line in lines if b":/" in line))
+
+
+def living_cgroups() -> set[str]:
+    """Return the cgroups that living processes are in, those above them too, but for the root."""
+    found: set[str] = set()
+    for pid in map(int, _pids()):
+        for path in cgroups_of(pid) if read_process(pid) is not None else ():
+            while path and path not in found:
+                found.add(path)
+                path = path.rpartition("/")[0]
+    return found
+
+
+def lives(pid: int, start: int) -> bool:
+    """Return whether this very process lives, and not a later one with its pid."""
+    process = read_process(pid)
+    return process is not None and process.start == start
 
 
 def _read(path: str, most_bytes: int = 65536) -> bytes | None:

@@ -208,7 +208,10 @@ class Enforcement:
 
 @dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """What is noted beside the pages. Its processes descend from `pid`, or are in `cgroup`; `uid` owns the tenant."""
+    """What is noted beside the pages. Its processes descend from `pid`, or are in `cgroup`; `uid` owns the tenant.
+
+    `pid` is its `hamirt run`; with a `start`, clock ticks since boot, it is the init process of a container.
+    """
 
     id: str
     name: str
@@ -220,6 +223,7 @@ class TenantRecord:
     cgroup: str | None = None
     container: str | None = None
     pod: str | None = None
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

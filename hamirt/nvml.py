@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pynvml
 
 from hamirt.errors import HamirtError
 from hamirt.model import Card, CardProcess, Driver
+from hamirt.topology import Link, Topology
 
 SIM_LIBRARY = "libnvidia-ml.so.1"
 _CARD_IS_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
@@ -27,6 +29,16 @@ _FAILURES = (
     pynvml.NVML_ERROR_OPERATING_SYSTEM,
     pynvml.NVML_ERROR_UNKNOWN,
 )
+_LINKS = {
+    pynvml.NVML_TOPOLOGY_INTERNAL: Link.SWITCH,  # on one board
+    pynvml.NVML_TOPOLOGY_SINGLE: Link.SWITCH,
+    pynvml.NVML_TOPOLOGY_MULTIPLE: Link.SWITCH,
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: Link.BRIDGE,
+    pynvml.NVML_TOPOLOGY_NODE: Link.NODE,
+    pynvml.NVML_TOPOLOGY_SYSTEM: Link.ACROSS,
+}
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_PCI_ADDRESS_CHARS = len("0000:17:00.0")  # NVML's domains have four digits more
 _ROOM = 64  # processes on a card that are asked for at first
 NO_DRIVER = "no NVIDIA driver answers on this machine"
 
@@ -69,6 +81,17 @@ class Session:
         cards = tuple(card for card in found if isinstance(card, Card))
         return Driver(self._version, cards, simulated=self._sim_dir is not None)
 
+    def topology(self) -> Topology:
+        """Return how close the cards of the last reading are to each other; what NVML does not say is missing."""
+        cards = list(self._known.values())
+        nodes = {card.uuid: node for card in cards if (node := self._numa_node(card)) is not None}
+        links = {
+            frozenset((one.uuid, other.uuid)): link
+            for one, other in combinations(cards, 2)
+            if (link := _link(one.handle, other.handle)) is not None
+        }
+        return Topology(nodes, links)
+
     def close(self) -> None:
         """Let go of NVML; another reading opens it again."""
         self.lost = ()
@@ -93,6 +116,15 @@ class Session:
         except pynvml.NVMLError as error:
             self.close()
             raise HamirtError(_why_no_driver(error)) from None
+
+    def _numa_node(self, card: "_Known") -> int | None:
+        """Return a card's NUMA node by sysfs; that of this machine says nothing of simulated cards."""
+        if self._sim_dir is None:
+            with suppress(pynvml.NVMLError, OSError, ValueError):
+                address = _text(pynvml.nvmlDeviceGetPciInfo(card.handle).busId).lower()[-_PCI_ADDRESS_CHARS:]
+                node = int((_PCI_DEVICES / address / "numa_node").read_text())
+                return node if node >= 0 else None
+        return None
 
     def _card(self, index: int) -> Card | str:
         """Return a card, or why it doesn't answer while others may."""
@@ -142,6 +174,15 @@ def _card(index: int, known: _Known) -> Card:
         mig=_mig(known.handle),
         processes=_processes(known.handle),
     )
+
+
+def _link(one: Any, other: Any) -> Link | None:
+    with suppress(pynvml.NVMLError):
+        if pynvml.nvmlDeviceGetP2PStatus(one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) == pynvml.NVML_P2P_STATUS_OK:
+            return Link.NVLINK
+    with suppress(pynvml.NVMLError):
+        return _LINKS.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(one, other))
+    return None
 
 
 def _memory(handle: Any) -> Any:

@@ -3,7 +3,7 @@
 `<root>/tenants/<id>` holds `ro/limits` and `rw/usage` (region.h), `alive`, which the tenant's `hamirt run` keeps
 locked, and `tenant.json`, a note for people. A folder appears and disappears by a rename, so that nobody meets half a
 tenant. Where no daemon serves the root, making and sweeping happen under the lock of `<root>/lock`, and what lies there
-unlocked is dead; a root that is served is swept by its daemon alone.
+unlocked and without a process is dead; a root that is served is swept by its daemon alone.
 """
 
 import errno
@@ -224,11 +224,25 @@ def sweep_partial(root: Path) -> None:
 
 
 def dead_among(candidates: Sequence[Path]) -> list[Path]:
-    """Return those of the tenants' folders that have neither a `hamirt run` nor a process."""
+    """Return those of the tenants' folders that have neither a `hamirt run` nor a process.
+
+    It looks at every process of the machine. What a process says of itself in its environment keeps no container's
+    tenant alive: any container could say that of another.
+    """
     orphaned = [folder for folder in candidates if not is_held(folder)]
     orphaned = [folder for folder in orphaned if not region.has_living_slot(folder / "rw" / "usage")]
-    inhabited = members.tenant_folders() if orphaned else set()
-    return [folder for folder in orphaned if str(folder) not in inhabited]
+    if not orphaned:
+        return []
+    named, cgroups = members.tenant_folders(), members.living_cgroups()
+    return [folder for folder in orphaned if not _is_inhabited(folder, read_record(folder), named, cgroups)]
+
+
+def _is_inhabited(folder: Path, record: TenantRecord | None, named: Set[str], cgroups: Set[str]) -> bool:
+    if record is not None and record.cgroup is not None and record.cgroup.rstrip("/") in cgroups:
+        return True
+    if record is not None and record.start is not None:
+        return members.lives(record.pid, record.start)
+    return str(folder) in named
 
 
 def is_held(folder: Path) -> bool:
@@ -328,6 +342,7 @@ def record_of(note: Mapping[str, Any], identity: str) -> TenantRecord | None:
             cgroup=_text_or_none(note.get("cgroup")),
             container=_text_or_none(note.get("container")),
             pod=_text_or_none(note.get("pod")),
+            start=None if note.get("start") is None else int(note["start"]),
         )
         check_name(record.name)
         return record if record.id == identity else None

@@ -31,6 +31,11 @@ def admit(
         _admit_on(cards[wish.uuid], wish, promises.get(wish.uuid, ()), Fraction(overcommit))
 
 
+def room(card: Card, promises: Sequence[Promise], overcommit: float) -> int:
+    """Return how many bytes of a card are left to promise; less than none where it was promised too often."""
+    return _left(card, promises, _foreign(card), Fraction(overcommit))
+
+
 def grows(before: Limit, after: Limit) -> bool:
     """Return whether a change promises more of a card than before."""
     return _promised(after.memory_bytes, after.card_bytes) > _promised(before.memory_bytes, before.card_bytes)
@@ -41,15 +46,13 @@ def _promised(memory_bytes: int | None, card_bytes: int) -> int:
 
 
 def _admit_on(card: Card, wish: Limit, promises: Sequence[Promise], overcommit: Fraction) -> None:
-    foreign = [process for process in card.processes if process.standing is Standing.FOREIGN and process.used_bytes]
-    taken = sum(process.used_bytes or 0 for process in foreign)
-    room = int(max(0, card.total_bytes - taken) * overcommit)
-    left = room - sum(_promised(promise.memory_bytes, card.total_bytes) for promise in promises)
+    foreign = _foreign(card)
+    left = _left(card, promises, foreign, overcommit)
     asked = _promised(wish.memory_bytes, card.total_bytes)
     if asked <= left:
         return
     what = "the whole card" if wish.memory_bytes is None else format_size(asked)
-    holders = ", ".join([*_told(promises), *_foreign_told(foreign, taken)])
+    holders = ", ".join([*_told(promises), *_foreign_told(foreign)])
     ratio = f" (overcommit_ratio is {float(overcommit):g})" if overcommit != 1 else ""
     raise HamirtError(
         f"GPU {card.index} has {format_size(card.total_bytes)}{ratio}{': ' if holders else ''}{holders}; "
@@ -67,8 +70,21 @@ def _told(promises: Sequence[Promise]) -> list[str]:
     return [*told, f"{more} more tenants have theirs"] if more > 0 else told
 
 
-def _foreign_told(foreign: Sequence[CardProcess], taken: int) -> list[str]:
+def _foreign(card: Card) -> list[CardProcess]:
+    return [process for process in card.processes if process.standing is Standing.FOREIGN and process.used_bytes]
+
+
+def _taken(foreign: Sequence[CardProcess]) -> int:
+    return sum(process.used_bytes or 0 for process in foreign)
+
+
+def _left(card: Card, promises: Sequence[Promise], foreign: Sequence[CardProcess], overcommit: Fraction) -> int:
+    there = int(max(0, card.total_bytes - _taken(foreign)) * overcommit)
+    return there - sum(_promised(promise.memory_bytes, card.total_bytes) for promise in promises)
+
+
+def _foreign_told(foreign: Sequence[CardProcess]) -> list[str]:
     if not foreign:
         return []
     pids = [f"{process.pid}" for process in foreign[:_MOST_NAMES]] + ["..."] * (len(foreign) > _MOST_NAMES)
-    return [f"processes outside hamirt hold {format_size(taken)} (pid {', '.join(pids)})"]
+    return [f"processes outside hamirt hold {format_size(_taken(foreign))} (pid {', '.join(pids)})"]

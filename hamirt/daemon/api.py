@@ -3,6 +3,8 @@
     PUT    /v1/tenants/ID       make a tenant; the same request again gives the same answer
     PATCH  /v1/tenants/TENANT   change limits of a tenant, by id or name
     DELETE /v1/tenants/TENANT   remove it; ?force=1 ends its processes first
+    PUT    /v1/containers/ID    make the tenant of a container that is about to start, if it asks for one
+    DELETE /v1/containers/ID    the container has ended: remove its tenant, if it has one
     GET    /v1/node             the last sample
     GET    /v1/health           how the daemon does
 
@@ -19,15 +21,24 @@ from aiohttp.typedefs import Handler, Middleware
 
 from hamirt import exporter, wire
 from hamirt.daemon import inhabitants
+from hamirt.daemon.containers import Containers
 from hamirt.daemon.log import Log
 from hamirt.daemon.peers import is_admin, peer_of
-from hamirt.daemon.refusal import BAD_REQUEST, CONFLICT, UNAVAILABLE, RefusalError
+from hamirt.daemon.refusal import BAD_REQUEST, CONFLICT, FORBIDDEN, TOO_LONG, UNAVAILABLE, RefusalError
 from hamirt.daemon.registry import Asker, Registry
-from hamirt.daemon.requests import MOST_BODY_BYTES, read_change, read_creation
+from hamirt.daemon.requests import (
+    MOST_BODY_BYTES,
+    MOST_CONTAINMENT_BYTES,
+    check_container_id,
+    read_change,
+    read_containment,
+    read_creation,
+)
 from hamirt.daemon.settings import Settings
 from hamirt.daemon.tenant import HeldTenant
 from hamirt.members import Process
 from hamirt.model import Health, Node
+from hamirt.topology import Topology
 
 _MOST_PIDS = 8  # in a sentence
 _FLAGS = {"": False, "0": False, "1": True}
@@ -37,12 +48,16 @@ class Daemon(Protocol):
     """What the handlers need of the supervisor."""
 
     registry: Registry
+    containers: Containers
     settings: Settings
     admin_gid: int | None
     log: Log
 
     async def node(self) -> Node:
         """Return the last sample, the first one as soon as there is one."""
+
+    def topology(self) -> Topology:
+        """Return how close the node's cards are to each other."""
 
     def health(self) -> Health:
         """Return how the daemon does."""
@@ -57,10 +72,12 @@ class Daemon(Protocol):
 def build(daemon: Daemon) -> web.Application:
     """Return what is served on the unix socket."""
     handlers = _Handlers(daemon)
-    app = web.Application(middlewares=[_answering(daemon)], client_max_size=MOST_BODY_BYTES)
+    app = web.Application(middlewares=[_answering(daemon)])
     app.router.add_put("/v1/tenants/{tenant}", handlers.create)
     app.router.add_patch("/v1/tenants/{tenant}", handlers.change)
     app.router.add_delete("/v1/tenants/{tenant}", handlers.remove)
+    app.router.add_put("/v1/containers/{container}", handlers.contain)
+    app.router.add_delete("/v1/containers/{container}", handlers.release)
     app.router.add_get("/v1/node", handlers.node)
     app.router.add_get("/v1/health", handlers.health)
     return app
@@ -73,7 +90,7 @@ def build_metrics(daemon: Daemon) -> web.Application:
         content = exporter.render(await daemon.node(), daemon.health(), hami=daemon.settings.compat_hami)
         return web.Response(body=content, headers={"Content-Type": exporter.CONTENT_TYPE})
 
-    app = web.Application(middlewares=[_answering(daemon)], client_max_size=MOST_BODY_BYTES)
+    app = web.Application(middlewares=[_answering(daemon)])
     app.router.add_get("/metrics", metrics)
     return app
 
@@ -86,8 +103,6 @@ def _answering(daemon: Daemon) -> Middleware:
             response = await handler(request)
         except RefusalError as error:
             response = web.json_response({"error": str(error)}, status=error.status)
-        except web.HTTPRequestEntityTooLarge:
-            response = web.json_response({"error": f"a body has {MOST_BODY_BYTES} bytes at most"}, status=413)
         except web.RequestPayloadError:
             response = web.json_response({"error": "the body is not what its headers say"}, status=BAD_REQUEST)
         except ConnectionError:  # the client left, and nobody reads the answer
@@ -104,6 +119,13 @@ def _answering(daemon: Daemon) -> Middleware:
     return answer
 
 
+async def _body(request: web.Request, most_bytes: int) -> bytes:
+    try:
+        return await request.clone(client_max_size=most_bytes).read()
+    except web.HTTPRequestEntityTooLarge:
+        raise RefusalError(TOO_LONG, f"a body has {most_bytes} bytes at most") from None
+
+
 def _check_dead(tenant: HeldTenant, living: Sequence[Process], *, force: bool) -> None:
     if living or tenant.has_living_slot():
         pids = ", ".join(f"{one.pid} ({one.command})" for one in living[:_MOST_PIDS]) or "which are not its children"
@@ -117,7 +139,7 @@ class _Handlers:
 
     async def create(self, request: web.Request) -> web.Response:
         daemon = self._daemon
-        body = await request.read()
+        body = await _body(request, MOST_BODY_BYTES)
         creation = read_creation(body)
         node = await daemon.node()
         identity = request.match_info["tenant"]
@@ -128,7 +150,7 @@ class _Handlers:
 
     async def change(self, request: web.Request) -> web.Response:
         daemon = self._daemon
-        change = read_change(await request.read())
+        change = read_change(await _body(request, MOST_BODY_BYTES))
         node = await daemon.node()
         tenant = self._find(request)
         shown = next((one for one in node.tenants if one.id == tenant.id), None)
@@ -152,6 +174,40 @@ class _Handlers:
             daemon.happened("tenant_removed", f"{tenant.name} was removed", tenant=tenant.id)
         return web.json_response({"id": tenant.id, "name": tenant.name})
 
+    async def contain(self, request: web.Request) -> web.Response:
+        daemon = self._daemon
+        container, asker = self._container(request)
+        asked = read_containment(await _body(request, MOST_CONTAINMENT_BYTES))
+        driver = (await daemon.node()).driver
+        if request.transport is None:  # the hook has given up, and its DELETE may be answered already
+            raise ConnectionResetError
+        contained = daemon.containers.put(container, asked, asker.peer, driver, daemon.topology())
+        tenant = contained.tenant
+        if tenant is not None and contained.is_new:
+            message, warnings = f"{tenant.name} was made", contained.warnings or None
+            daemon.happened("tenant_created", message, tenant=tenant.id, container=container, warnings=warnings)
+        return web.json_response(daemon.containers.answer(contained))
+
+    async def release(self, request: web.Request) -> web.Response:
+        daemon = self._daemon
+        container, _asker = self._container(request)
+        if not {"pid"} >= request.query.keys():
+            raise RefusalError(BAD_REQUEST, "DELETE takes pid=PID and nothing else")
+        tenant = daemon.containers.find(container)
+        if tenant is None or tenant.init is None:
+            return web.json_response({"id": None})
+        if request.query.get("pid") == str(tenant.init[0]):  # a hook has failed, and nothing runs in it yet
+            living = False
+        else:
+            living = bool(await asyncio.to_thread(inhabitants.living, tenant)) or tenant.has_living_slot()
+        if living:
+            tenant.look_again_at = 0.0
+            return web.json_response({"id": tenant.id, "name": tenant.name, "removed": False})
+        if daemon.registry.knows(tenant):
+            daemon.registry.remove(tenant)
+            daemon.happened("tenant_removed", f"{tenant.name} was removed", tenant=tenant.id, container=container)
+        return web.json_response({"id": tenant.id, "name": tenant.name, "removed": True})
+
     async def node(self, _request: web.Request) -> web.Response:
         return web.json_response(wire.node_to_json(await self._daemon.node()))
 
@@ -160,6 +216,14 @@ class _Handlers:
 
     def _find(self, request: web.Request) -> HeldTenant:
         return self._daemon.registry.find(request.match_info["tenant"], self._asker(request))
+
+    def _container(self, request: web.Request) -> tuple[str, Asker]:
+        asker = self._asker(request)
+        if not asker.admin:
+            raise RefusalError(FORBIDDEN, "only administrators may say what a container gets: ask as root")
+        container = request.match_info["container"]
+        check_container_id(container)
+        return container, asker
 
     def _asker(self, request: web.Request) -> Asker:
         connection = request.get_extra_info("socket")

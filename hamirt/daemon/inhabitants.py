@@ -17,14 +17,15 @@ _LOOK_SECONDS = 0.02
 def living(tenant: HeldTenant) -> tuple[Process, ...]:
     """Return its members, by cgroup or as descendants of its `hamirt run`, and what its user started in its folder.
 
-    That `hamirt run` itself is none of them: it ends by itself.
+    That `hamirt run` itself is none of them: it ends by itself. The init process of a container is one.
     """
     anchor = tenant.anchor()
+    not_meant = (os.getpid(), anchor.pid if anchor.start is None else None)
     look = Look((anchor,), {})
     found = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         process = look.process(pid)
-        if process is None or pid in (os.getpid(), anchor.pid):
+        if process is None or pid in not_meant:
             continue
         if look.judge(process).members or _is_of(pid, tenant):
             found.append(process)
@@ -41,7 +42,7 @@ def end(tenant: HeldTenant, kill_after_seconds: float) -> tuple[Process, ...]:
     told: set[tuple[int, int, signal.Signals]] = set()
     while (left := living(tenant)) and (now := time.monotonic()) < give_up_at:
         number = signal.SIGTERM if now < kill_at else signal.SIGKILL
-        for process in left:
+        for process in sorted(left, key=lambda one: tenant.init == (one.pid, one.start)):  # it ties the others to us
             if (process.pid, process.start, number) not in told:
                 told.add((process.pid, process.start, number))
                 _send(tenant, process, number)
@@ -72,7 +73,12 @@ def _is_still(process: Process, anchor: Anchor, tenant: HeldTenant) -> bool:
 
 
 def _is_of(pid: int, tenant: HeldTenant) -> bool:
-    """Return whether its user started this process with the tenant's folder in the environment."""
+    """Return whether its user started this process with the tenant's folder in the environment.
+
+    A container's processes don't know that folder, and what they say of others is nothing to go by.
+    """
+    if tenant.init is not None:
+        return False
     wanted = f"{config.TENANT_VARIABLE}={tenant.folder}".encode()
     try:
         process = Path(f"/proc/{pid}")

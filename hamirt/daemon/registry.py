@@ -4,15 +4,15 @@ What it knows lies in the folders (tenants.py); a daemon that starts reads them,
 """
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hamirt import contexts, plan, region, tenants
-from hamirt.daemon import inhabitants
 from hamirt.daemon.admission import Promise, admit, grows
 from hamirt.daemon.arbiter import Arbiter
 from hamirt.daemon.peers import Peer
@@ -83,6 +83,22 @@ class Registry:
             raise RefusalError(FORBIDDEN, f"{tenant.name} belongs to user {tenant.uid}: ask as that user, or as root")
         return tenant
 
+    def all(self) -> tuple[HeldTenant, ...]:
+        """Return all tenants."""
+        return tuple(self._tenants.values())
+
+    def names(self) -> set[str]:
+        """Return what no other tenant can be called: names and ids."""
+        return {one.name for one in self._tenants.values()} | self._tenants.keys()
+
+    def promises(self, besides: HeldTenant | None = None) -> dict[str, list[Promise]]:
+        """Return what was promised of each card, by UUID, to all tenants but one."""
+        found: dict[str, list[Promise]] = {}
+        for tenant in self._tenants.values():
+            for limit in tenant.limits.devices if tenant.limits and tenant is not besides else ():
+                found.setdefault(limit.uuid, []).append(Promise(tenant.name, limit.memory_bytes))
+        return found
+
     def knows(self, tenant: HeldTenant) -> bool:
         """Return whether this tenant is still there."""
         return self._tenants.get(tenant.id) is tenant
@@ -112,17 +128,28 @@ class Registry:
             identity, name, peer.pid, creation.command, creation.simulated, creation.unenforced,
             peer.uid, creation.cgroup, creation.container, creation.pod,
         )  # fmt: skip
-        folder = self._root / "tenants" / identity
+        return self.add(record, limits, {"request": request}, owner=peer.uid if self._owned else None), True
+
+    def add(
+        self, record: TenantRecord, limits: Limits, note: Mapping[str, Any], *, owner: int | None = None
+    ) -> HeldTenant:
+        """Make a tenant's folder, as tenants.make_folder does, and hold it.
+
+        Raises RefusalError; nothing is left behind then.
+        """
+        folder = self._root / "tenants" / record.id
         try:
-            owner = peer.uid if self._owned else None
-            alive_fd = tenants.make_folder(folder, record, limits, owner=owner, note={"request": request})
+            alive_fd = tenants.make_folder(folder, record, limits, owner=owner, note=note)
         except OSError as error:
             raise RefusalError(UNAVAILABLE, tenants.why_not_made(self._root, error)) from None
         tenant = HeldTenant.open(folder, self._arbiter)
-        tenant.keeper = Keeper.of(alive_fd, peer.pid, self._clock())
-        self._tenants[identity] = tenant
+        if record.start is None:
+            tenant.keeper = Keeper.of(alive_fd, record.pid, self._clock())
+        else:  # opened, it has one of its own
+            os.close(alive_fd)
+        self._tenants[record.id] = tenant
         self.renew()
-        return tenant, True
+        return tenant
 
     def change(
         self, tenant: HeldTenant, change: Change, driver: Driver | None, footprints: dict[str, int | None]
@@ -220,7 +247,7 @@ class Registry:
             raise RefusalError(CONFLICT, sentence)
 
     def _choose_name(self, wished: str | None, base: str) -> str:
-        taken = {one.name for one in self._tenants.values()} | self._tenants.keys()
+        taken = self.names()
         if wished is None:
             return tenants.free_name(base, taken)
         if wished in taken:
@@ -239,12 +266,8 @@ class Registry:
         return Limits("", creation.allow_on_error, len(driver.cards), tuple(in_order))
 
     def _admit(self, wishes: Sequence[Limit], cards: dict[str, Card], besides: HeldTenant | None = None) -> None:
-        promises: dict[str, list[Promise]] = {}
-        for tenant in self._tenants.values():
-            for limit in tenant.limits.devices if tenant.limits and tenant is not besides else ():
-                promises.setdefault(limit.uuid, []).append(Promise(tenant.name, limit.memory_bytes))
         try:
-            admit(wishes, promises, cards, self.settings.overcommit_ratio)
+            admit(wishes, self.promises(besides), cards, self.settings.overcommit_ratio)
         except HamirtError as error:
             raise RefusalError(CONFLICT, str(error)) from None
 
@@ -252,8 +275,7 @@ class Registry:
 def find_dead(orphans: Sequence[HeldTenant]) -> list[HeldTenant]:
     """Return those without any process. It looks at every process of the machine, so do it beside the daemon's work."""
     dead = set(tenants.dead_among([orphan.folder for orphan in orphans]))
-    found = [orphan for orphan in orphans if orphan.folder in dead]
-    return [one for one in found if one.record is None or one.record.cgroup is None or not inhabitants.living(one)]
+    return [orphan for orphan in orphans if orphan.folder in dead]
 
 
 def _cards(driver: Driver | None, uuids: Sequence[str]) -> dict[str, Card]:

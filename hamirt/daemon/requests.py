@@ -1,6 +1,7 @@
 """What clients may ask, read from JSON and checked: anything else is a sentence that names the field. Pure."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,13 @@ from hamirt.region import DEVICES
 from hamirt.tenants import check_name
 
 MOST_BODY_BYTES = 1 << 16
+MOST_CONTAINMENT_BYTES = 1 << 20  # Kubernetes allows 256 KiB of annotations, and engines add theirs
 _MOST_BYTES = 1 << 50  # as units.parse_cap
 _MOST_WEIGHT = 10_000
 _MOST_TEXT = 4096
 _MOST_UUID = 47  # region.h: HM_UUID_BYTES
+_MOST_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
+_CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,15 @@ class Creation:
     cgroup: str | None = None
     container: str | None = None
     pod: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Containment:
+    """A container that is about to start: the pid of its init process on the node, and what it and its devices say."""
+
+    pid: int
+    annotations: Mapping[str, str]
+    settings: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,26 @@ def read_change(body: bytes) -> Change:
     if not isinstance(devices, dict) or not devices:
         raise _bad("devices has to be an object with a GPU's UUID for each change")
     return Change({uuid: _fields(value, f"devices[{uuid[:_MOST_UUID]!r}].", _LIMIT) for uuid, value in devices.items()})
+
+
+def check_container_id(identity: str) -> None:
+    """Raise RefusalError unless this can be the id of an OCI container."""
+    if not _CONTAINER_ID.fullmatch(identity):
+        raise _bad(
+            f"{identity[:80]!r} can't be a container's id: that is letters, digits and '_.+-', "
+            "255 at most, with a letter or a digit first"
+        )
+
+
+def read_containment(body: bytes) -> Containment:
+    """Read the body of PUT /v1/containers/CONTAINER.
+
+    Raises RefusalError for what is not right.
+    """
+    fields = _fields(_object(body), "", _CONTAINMENT)
+    if "pid" not in fields:
+        raise _bad("pid is missing: it is that of the container's init process, in the OCI state")
+    return Containment(**{"annotations": {}, "settings": {}, **fields})
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -158,6 +191,12 @@ def _words(value: Any, place: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _texts(value: Any, place: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _bad(f"{place} has to be an object of texts")
+    return value
+
+
 def _devices(value: Any, place: str) -> tuple[WishedDevice, ...]:
     if not isinstance(value, list) or not value:
         raise _bad(f"{place} has to be a list with an object for each GPU")
@@ -182,6 +221,7 @@ _LIMIT: dict[str, _Read] = {
     "weight": _whole(1, _MOST_WEIGHT),
     "latency_class": _class,
 }
+_CONTAINMENT: dict[str, _Read] = {"pid": _whole(2, _MOST_PID), "annotations": _texts, "settings": _texts}
 _CREATION: dict[str, _Read] = {
     "name": _or_none(_name),
     "command": _words,

@@ -16,6 +16,7 @@ from hamirt.errors import HamirtError
 from hamirt.members import Anchor, Inode, Look, Process, Verdict
 from hamirt.model import Driver, Gate, Node, Standing, TenantPages, Usage
 from hamirt.survey import Claim, Gates, Totals
+from hamirt.topology import Topology
 
 _RECHECK_SECONDS = 3.0  # how long a good answer is believed, and up to twice as long
 _SCAN_SECONDS = 2.0  # between two looks at all processes for those of other PID namespaces
@@ -49,6 +50,10 @@ class Sampler:
     def close(self) -> None:
         """Let go of NVML."""
         self._session.close()
+
+    def topology(self) -> Topology:
+        """Return how close the cards of the last sample are to each other, as far as NVML says."""
+        return self._session.topology()
 
     def sample(self, pages: Sequence[TenantPages], *, inside: bool = False) -> Node:
         """Return the node with these tenants, as their pages were read.
@@ -98,6 +103,7 @@ def _anchor(pages: TenantPages) -> Anchor:
         alive=_inode(f"{pages.folder}/alive"),
         pid=pages.record.pid if pages.record else None,
         cgroup=pages.record.cgroup if pages.record else None,
+        start=pages.record.start if pages.record else None,
     )
 
 

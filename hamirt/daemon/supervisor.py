@@ -16,6 +16,7 @@ from pathlib import Path
 from hamirt import __version__, config
 from hamirt.daemon import api, instance, settings
 from hamirt.daemon.arbiter import Arbiter
+from hamirt.daemon.containers import Containers
 from hamirt.daemon.listeners import ApiListener, MetricsListener
 from hamirt.daemon.log import Log
 from hamirt.daemon.notify import notify
@@ -24,6 +25,7 @@ from hamirt.daemon.registry import Registry, find_dead
 from hamirt.daemon.watch import Watch
 from hamirt.errors import HamirtError
 from hamirt.model import Health, Node, Supervisor
+from hamirt.topology import Topology
 
 _BEAT_SECONDS = 0.25  # between two renewals of the leases, which last four times as long
 _REAP_SECONDS = 1.0
@@ -70,6 +72,7 @@ class Daemon:
         self.log = Log(chosen.log_format)
         self._arbiter = Arbiter()
         self.registry = Registry(root, chosen, simulated=sim, owned=os.geteuid() == 0, arbiter=self._arbiter)
+        self.containers = Containers(self.registry, root, simulated=sim)
         self._root = root
         self._config_path = config_path
         self._watch = Watch(root, self._tell, sim=sim)
@@ -120,6 +123,10 @@ class Daemon:
     async def node(self) -> Node:
         """Return the last sample, the first one as soon as there is one."""
         return await self._watch.node()
+
+    def topology(self) -> Topology:
+        """Return how close the node's cards are to each other."""
+        return self._watch.topology
 
     def health(self) -> Health:
         """Return how the daemon does."""

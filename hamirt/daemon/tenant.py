@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hamirt import pages, region, tenants
+from hamirt import members, pages, region, tenants
 from hamirt.daemon.arbiter import Arbiter
 from hamirt.errors import HamirtError
 from hamirt.members import Anchor
@@ -17,10 +17,13 @@ _UNSEEN_CREATOR_SECONDS = 10.0  # how long one in a PID namespace of its own has
 
 @dataclass(slots=True)
 class Keeper:
-    """Keeps a tenant alive until the process that asked for it has ended; that process holds it too by then."""
+    """Keeps a tenant alive until a process has ended.
+
+    That is the one that asked for it, which holds it too by then, or the init process of a container.
+    """
 
     alive_fd: int
-    creator_fd: int | None
+    pidfd: int | None
     until: float
 
     @classmethod
@@ -32,19 +35,34 @@ class Keeper:
             fd = None
         return cls(alive_fd, fd, now if creator > 0 else now + _UNSEEN_CREATOR_SECONDS)
 
+    @classmethod
+    def of_init(cls, folder: Path, pid: int, start: int) -> "Keeper | None":
+        """Watch the init process of the container whose tenant is in `folder`; None if it has ended."""
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        try:
+            if members.lives(pid, start):
+                return cls(tenants.hold(folder), fd, 0.0)
+        except OSError:  # the folder is damaged: the tenant is looked at again and again instead
+            pass
+        os.close(fd)
+        return None
+
     def has_ended(self, now: float) -> bool:
         """Return whether nothing is left to wait for."""
-        if self.creator_fd is None:
+        if self.pidfd is None:
             return now >= self.until
         poll = select.poll()
-        poll.register(self.creator_fd, select.POLLIN)
+        poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def close(self) -> None:
         """Let the tenant live or die without us."""
         os.close(self.alive_fd)
-        if self.creator_fd is not None:
-            os.close(self.creator_fd)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
 
 
 class File:
@@ -81,7 +99,10 @@ class HeldTenant:
 
     @classmethod
     def open(cls, folder: Path, arbiter: Arbiter | None = None) -> "HeldTenant":
-        """Take over the tenant in this folder, whatever state it is in. It is arbitrated from its first lease on."""
+        """Take over the tenant in this folder, whatever state it is in. It is arbitrated from its first lease on.
+
+        One of a container is kept alive as long as its init process lives.
+        """
         note = tenants.read_note(folder)
         request = note.get("request")
         tenant = cls(
@@ -92,6 +113,8 @@ class HeldTenant:
             tenant.problem = (
                 f"{folder / 'tenant.json'} is damaged: end that tenant with hamirt rm --force {folder.name}"
             )
+        elif tenant.init is not None:
+            tenant.keeper = Keeper.of_init(folder, *tenant.init)
         try:
             tenant._limits_file = File(pages.open_for_change(folder, "ro/limits"))
             tenant.limits = region.read_limits(folder / "ro" / "limits", tenant._limits_file.fd)
@@ -112,6 +135,18 @@ class HeldTenant:
         """The user that it belongs to; None, and then only administrators may touch it, where that can't be read."""
         return self.record.uid if self.record else None
 
+    @property
+    def init(self) -> tuple[int, int] | None:
+        """Pid and start of the init process of the container whose tenant this is, None if it is none's."""
+        if self.record is None or self.record.start is None:
+            return None
+        return self.record.pid, self.record.start
+
+    @property
+    def container(self) -> str | None:
+        """The id of the container whose tenant this is, None if it is none's."""
+        return self.record.container if self.record is not None and self.init is not None else None
+
     def read(self) -> TenantPages:
         """Return all that its folder says, its usage page as it is now. Any thread may ask."""
         usage, problem = None, self.problem
@@ -130,7 +165,9 @@ class HeldTenant:
         except OSError:
             inode = None
         record = self.record
-        return Anchor(self.id, None, inode, record.pid if record else None, record.cgroup if record else None)
+        if record is None:
+            return Anchor(self.id, None, inode, None, None)
+        return Anchor(self.id, None, inode, record.pid, record.cgroup, record.start)
 
     def change(self, devices: tuple[Limit, ...]) -> None:
         """Write changed limits. Raises OSError where the page can't be written."""

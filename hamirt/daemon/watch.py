@@ -19,6 +19,7 @@ from hamirt.daemon.refusal import UNAVAILABLE, RefusalError
 from hamirt.daemon.sampler import Sampler
 from hamirt.daemon.settings import Settings
 from hamirt.model import Node, Supervisor, TenantPages
+from hamirt.topology import Topology
 
 _LEAST_GAP_SECONDS = 0.1  # between two samples, however much happens
 _FIRST_SECONDS = 2.0  # how long a request waits for the first sample
@@ -46,6 +47,9 @@ class Watch:
         self._state = policy.State()
         self._drift = Drift()
         self._node: Node | None = None
+        self.topology = Topology()
+        """How close the cards are to each other; read when there are other cards than before."""
+        self._cards: tuple[str, ...] = ()
         self._node_at = 0.0
         self._patience = _STALE_SECONDS
         self._first, self._wanted = asyncio.Event(), asyncio.Event()
@@ -128,7 +132,11 @@ class Watch:
         return await asyncio.wrap_future(running)
 
     def _look(self, pages: Pages) -> Node:
-        return self._sampler.sample(pages())
+        node = self._sampler.sample(pages())
+        cards = tuple(card.uuid for card in node.driver.cards) if node.driver else ()
+        if cards != self._cards:
+            self.topology, self._cards = self._sampler.topology(), cards
+        return node
 
     def _act(self, node: Node, settings: Settings) -> None:
         now, verdicts = time.monotonic(), self._sampler.verdicts

@@ -98,6 +98,11 @@ def question(rng: random.Random) -> Request:
     return Request("GET", rng.choice(("/v1/node", "/v1/health", "/v1/health")))
 
 
+def whole(request: Request) -> Sending:
+    """Return the request as it is meant."""
+    return Sending(request, (written(request),), True)
+
+
 _WEIGHTS = {"valid": 15, "json": 37, "body": 10, "path": 10, "method": 4, "headers": 14, "wire": 10}
 _WEIGHTS_WITHOUT_BODY = {"valid": 30, "path": 40, "method": 10, "headers": 10, "wire": 10}
 

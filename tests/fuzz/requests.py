@@ -25,24 +25,24 @@ from hamirt._region import ffi
 from hamirt.model import LatencyClass
 from hamirt.region import DEVICES
 from tests.fuzz import request_cases
+from tests.fuzz.containers import Containers
 from tests.fuzz.daemon import Asker, Daemon, askers, running
 from tests.fuzz.http_answers import GLANCE_SECONDS, Answer, NoHttpError, exchange, fault_of, read_answers
 from tests.fuzz.outcome import Outcome, TooManyFindings, growth
-from tests.fuzz.request_cases import Request, Sending, mutated, written
+from tests.fuzz.request_cases import Request, Sending, mutated, whole, written
 
 UUIDS = tuple(f"GPU-5a1e0000-0000-4000-8000-{index:012x}" for index in range(2))
 _GATE_BYTES = ffi.sizeof("struct hm_gate")
 _LIVE = [(ffi.offsetof("struct hm_limits", "device", at, "gate"), _GATE_BYTES) for at in range(DEVICES)]
 _LIVE.append((ffi.offsetof("struct hm_limits", "lease_ns"), 8))  # with the gates what changes by itself
 _LOOKS = 20
-_FILES = (
-    5  # that the daemon keeps open for a tenant: two pages, the arbiter's for one, `alive`, and the creator's pidfd
-)
+_FILES = 5  # that the daemon keeps open for a tenant: two pages, the arbiter's for one, `alive`, and a pidfd
 _MOST_TENANTS = 12
 _PATIENCE_SECONDS = 10.0
 _CHECK_EVERY = 200
 _INHABIT_EVERY = 500
 _ORPHAN_EVERY = 10_000
+_CONTAIN_EVERY = 500
 _WARM_UP = 0.2  # of the cases
 
 
@@ -64,6 +64,7 @@ class Fuzzer:
         self._outcome = outcome
         self._seed = seed
         self._askers = askers()
+        self._containers = Containers(daemon, outcome, UUIDS, self._found)
         self._case, self._how = 0, ""
         self._tenants: dict[str, Made] = {}
         self._unsure: set[str] = set()
@@ -89,6 +90,8 @@ class Fuzzer:
             self._inhabited(rng)
         if case % _ORPHAN_EVERY == _ORPHAN_EVERY // 20:
             self._orphaned(rng)
+        if case % _CONTAIN_EVERY == _CONTAIN_EVERY // 4:
+            self._containers.episode(rng, self._askers)
         asker = rng.choice(self._askers)
         if rng.random() < 0.04:
             self._ask_metrics(rng)
@@ -153,7 +156,7 @@ class Fuzzer:
     def clear(self) -> None:
         """Remove all but the neighbours, as their users."""
         for identity in self._tenants.keys() - {*self._neighbours}:
-            self._send(self._tenants[identity].asker, _clean(request_cases.removal(random.Random(1), identity)))
+            self._send(self._tenants[identity].asker, whole(request_cases.removal(random.Random(1), identity)))
         self.check()
         if self._tenants.keys() != {*self._neighbours}:
             self._found("a tenant is left", [*self._tenants])
@@ -273,11 +276,11 @@ class Fuzzer:
             return
         made = self._tenants[identity]
         with self._inhabitant(made.asker, identity) as process:
-            (refused,) = self._send(made.asker, _clean(Request("DELETE", f"/v1/tenants/{identity}", target=identity)))
+            (refused,) = self._send(made.asker, whole(Request("DELETE", f"/v1/tenants/{identity}", target=identity)))
             if (refused.status, process.poll()) != (409, None):
                 self._found("a tenant with a process was not spared", refused)
             forced = Request("DELETE", f"/v1/tenants/{made.name}?force=1", target=identity)
-            (done,) = self._send(made.asker, _clean(forced))
+            (done,) = self._send(made.asker, whole(forced))
             if done.status != 200 or process.wait(5) not in (-signal.SIGTERM, -signal.SIGKILL):
                 self._found("a tenant was not removed by force", done)
 
@@ -321,7 +324,7 @@ class Fuzzer:
         identity = f"n{rng.getrandbits(48):x}-{rng.getrandbits(24):06x}"
         body = {"devices": [{"uuid": UUIDS[0], "memory_bytes": 1 << 30}], "simulated": True}
         request = Request("PUT", f"/v1/tenants/{identity}", json.dumps(body).encode(), target=identity)
-        (answer,) = self._send(self._askers[0], _clean(request))
+        (answer,) = self._send(self._askers[0], whole(request))
         return identity if answer.status == 200 else ""
 
     def _ask_metrics(self, rng: random.Random) -> None:
@@ -353,11 +356,7 @@ class Fuzzer:
         return self._daemon.holdings().descriptors
 
     def _found(self, what: str, detail: object = "") -> None:
-        self._outcome.found(self._case, what, self._how, str(detail))
-
-
-def _clean(request: Request) -> Sending:
-    return Sending(request, (written(request),), True)
+        self._outcome.found(self._case, what, f"{self._how}; of containers {self._containers.how}", str(detail))
 
 
 def main() -> None:

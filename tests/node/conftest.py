@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from hamirt import config
-from tests.support import DEADLINE_SECONDS, need
+from tests.support import DEADLINE_SECONDS, need, wait_for
 
 PROGRAMS = Path(__file__).parent / "programs"
 HAMIRT = (sys.executable, "-m", "hamirt")
@@ -113,6 +114,27 @@ def kill_tree(pid: int) -> None:
     process = psutil.Process(pid)
     for member in [process, *process.children(recursive=True)]:
         member.kill()
+
+
+@pytest.fixture
+def cgroup(root_user: None) -> Iterator[Path]:
+    """A cgroup of one's own, in whatever version there is."""
+    mounted = Path("/sys/fs/cgroup")
+    path = (mounted / "pids" if (mounted / "pids").is_dir() else mounted) / f"hamirt-test-{os.urandom(4).hex()}"
+    with suppress(OSError):
+        path.mkdir()
+    need("cgroup", path.is_dir())
+    yield path
+    for pid in map(int, (path / "cgroup.procs").read_text().split()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: _is_removed(path), "the cgroup to be empty")
+
+
+def _is_removed(path: Path) -> bool:
+    with suppress(OSError):
+        path.rmdir()
+    return not path.exists()
 
 
 @pytest.fixture

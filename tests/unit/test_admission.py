@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hamirt.daemon.admission import Promise, admit, grows
+from hamirt.daemon.admission import Promise, admit, grows, room
 from hamirt.errors import HamirtError
 from hamirt.model import Card, CardProcess, Limit, Standing
 from hamirt.units import GIB, MIB
@@ -36,15 +36,17 @@ def test_what_is_admitted_is_what_fits(
     caps: list[int | None], foreign: list[int | None], wished: int | None, ratio: float
 ) -> None:
     promises = {"GPU-a": [Promise(f"t{at}", cap) for at, cap in enumerate(caps)]}
-    room = max(0, TOTAL - sum(held or 0 for held in foreign)) * ratio
+    there = max(0, TOTAL - sum(held or 0 for held in foreign)) * ratio
     wanted = sum(TOTAL if cap is None else cap for cap in [*caps, wished])
 
+    left = room(card(foreign=tuple(foreign)), promises["GPU-a"], ratio)
     try:
         admit([limit(wished)], promises, {"GPU-a": card(foreign=tuple(foreign))}, ratio)
     except HamirtError:
-        assert wanted > int(room)
+        assert wanted > int(there)
     else:
-        assert wanted <= int(room)
+        assert wanted <= int(there)
+    assert left == int(there) - wanted + (TOTAL if wished is None else wished)
 
 
 def test_only_promises_on_the_same_card_count() -> None:

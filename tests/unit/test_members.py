@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,40 @@ def test_a_descendant_is_registered_by_holding_the_page_open(tmp_path: Path) -> 
         assert judged(anchor) == (Standing.UNSHIMMED, "t", ("t",))
         with opened(usage):
             assert judged(anchor) == (Standing.REGISTERED, "t", ("t",))
+
+
+def test_an_init_process_is_known_by_its_start_alone(tmp_path: Path) -> None:
+    me = members.read_process(ME)
+    assert me is not None
+    anchor = replace(make(tmp_path, "t", pid=ME)[0], start=me.start)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as program:
+        child = judge_now((anchor,), program.pid)
+        later = judge_now((replace(anchor, start=me.start - 1),), program.pid)
+
+    assert child is not None
+    assert (child.members, judged(anchor)[2]) == (("t",), ("t",))
+    assert later is not None
+    assert later.standing is Standing.FOREIGN
+
+
+def test_what_lives() -> None:
+    me = members.read_process(ME)
+    assert me is not None
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as program:
+        process = members.read_process(program.pid)
+        assert process is not None
+        assert members.lives(program.pid, process.start)
+        program.kill()
+        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+        assert not members.lives(program.pid, process.start)  # a zombie does not
+    assert not members.lives(ME, me.start + 1)
+
+
+def test_cgroups_with_somebody_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "cgroups_of", lambda pid: ("/a/b", "", "/c") if pid == ME else ())
+
+    assert members.living_cgroups() == {"/a", "/a/b", "/c"}
 
 
 def test_a_mapping_is_enough(tmp_path: Path) -> None:

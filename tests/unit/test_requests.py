@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hamirt.daemon.refusal import RefusalError
-from hamirt.daemon.requests import Change, Creation, WishedDevice, read_change, read_creation
+from hamirt.daemon.requests import (
+    Change,
+    Containment,
+    Creation,
+    WishedDevice,
+    read_change,
+    read_containment,
+    read_creation,
+)
 from hamirt.model import LatencyClass
 from hamirt.units import GIB
 
@@ -28,6 +36,14 @@ FULL = {
 CHANGE = {
     "devices": {"GPU-a": {"memory_bytes": 8 * GIB, "time_percent": None, "weight": 1, "latency_class": "latency"}}
 }
+CONTAINMENT = {"pid": 123, "annotations": {"hamirt.io/memory": "8GiB", "x": ""}, "settings": {"hamirt.io/gpu": "0"}}
+
+
+def test_a_request_for_a_container() -> None:
+    assert read_containment(json.dumps(CONTAINMENT).encode()) == Containment(
+        123, {"hamirt.io/memory": "8GiB", "x": ""}, {"hamirt.io/gpu": "0"}
+    )
+    assert read_containment(b'{"pid": 2}') == Containment(2, {}, {})
 
 
 def test_a_request_for_a_tenant() -> None:
@@ -102,3 +118,14 @@ def test_a_mutated_change_is_one_or_a_sentence(body: bytes) -> None:
         return
     fields = {name for device in change.devices.values() for name in device}
     assert fields <= {"memory_bytes", "time_percent", "weight", "latency_class"}
+
+
+@given(mutated(CONTAINMENT))
+def test_a_mutated_request_for_a_container_is_one_or_a_sentence(body: bytes) -> None:
+    try:
+        asked = read_containment(body)
+    except RefusalError as error:
+        assert (error.status, bool(str(error))) == (400, True)
+        return
+    assert 2 <= asked.pid <= 1 << 22
+    assert all(isinstance(text, str) for said in (asked.annotations, asked.settings) for text in said.values())

@@ -16,12 +16,13 @@ MOST_LINES = 400
 # Layers from the bottom; a module imports only from layers below its own, or from beside it in a layer with several.
 LAYERS = (
     {"__init__", "errors", "_build"},
-    {"units", "model", "config"},
-    {"region", "nvml", "members", "contexts", "program", "child", "client"},
-    {"pages", "tenants", "plan", "metering", "survey", "wire", "metrics", "hami", "exporter"},
+    {"units", "model", "config", "topology"},
+    {"region", "nvml", "members", "contexts", "program", "child", "client", "mounts", "ocispec"},
+    {"pages", "tenants", "plan", "placement", "annotations", "metering", "survey", "wire", "metrics", "hami",
+     "exporter", "cdi", "oci"},
     {"daemon"},
     {"cli", "__main__"},
-)
+)  # fmt: skip
 ONLY_USER = {"_region": {"region"}, "pynvml": {"nvml"}, "cffi": {"_build"}, "click": {"cli"}, "rich": {"cli"},
     "prometheus_client": {"exporter"}, "aiohttp": {"daemon"},
 }  # fmt: skip
