@@ -247,6 +247,17 @@ hm_arbiter_beat_ns(struct hm_arbiter *arbiter)
     return __atomic_load_n(&arbiter->beat_ns, __ATOMIC_ACQUIRE);
 }
 
+uint64_t
+hm_arbiter_handover_ns(struct hm_arbiter *arbiter, int card)
+{
+    uint64_t ns;
+
+    pthread_mutex_lock(&arbiter->mutex);
+    ns = card >= 0 && card < CARDS ? arbiter->card[card].handover_ns : 0;
+    pthread_mutex_unlock(&arbiter->mutex);
+    return ns;
+}
+
 void
 hm_arbiter_stop(struct hm_arbiter *arbiter)
 {

@@ -20,5 +20,7 @@ void hm_arbiter_changed(struct hm_arbiter *arbiter, uint64_t id);
 bool hm_arbiter_is_hostile(struct hm_arbiter *arbiter, uint64_t id);
 /* When it last looked, CLOCK_MONOTONIC; it does so each second at least. */
 uint64_t hm_arbiter_beat_ns(struct hm_arbiter *arbiter);
+/* Time that went to changes from one tenant to the next on a card, ever. */
+uint64_t hm_arbiter_handover_ns(struct hm_arbiter *arbiter, int card);
 void hm_arbiter_run(struct hm_arbiter *arbiter);
 void hm_arbiter_stop(struct hm_arbiter *arbiter);

@@ -224,6 +224,11 @@ METRICS: tuple[Metric, ...] = (
            _cards(lambda _node, card: int(card.mig))),
     Metric("hamirt_gpu_processes", "gauge", "Processes on the card, by what they are to the node's tenants.",
            (*_GPU, "standing"), _standings),
+    Metric("hamirt_gpu_handover_seconds_total", "counter",
+           "GPU time that went to changes from one tenant to the next while another waited, charged to nobody.", _GPU,
+           lambda node, health: [((card.uuid, str(card.index)), health.handover_seconds[card.uuid])
+                                 for card in (node.driver.cards if node.driver else ())
+                                 if card.uuid in health.handover_seconds]),
     # A tenant on a card.
     Metric("hamirt_tenant_memory_used_bytes", "gauge",
            "Held against the cap, by the ledger: allocations, pools (held for reuse), overhead (contexts, modules).",

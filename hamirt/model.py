@@ -380,6 +380,8 @@ class Health:
     """API requests answered, by HTTP status."""
     events: Mapping[str, int]
     """What happened, by kind: tenant_created, tenant_changed, tenant_removed, violation, killed."""
+    handover_seconds: Mapping[str, float]
+    """GPU time that went to changes from one tenant to the next while another waited, by the card's UUID."""
 
 
 @dataclass(frozen=True, slots=True)

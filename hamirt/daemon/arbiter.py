@@ -42,6 +42,10 @@ class Arbiter:
         silent = time.monotonic() - lib.hm_arbiter_beat_ns(self._native) / 1e9
         return self._thread.is_alive() and silent < _SILENT_SECONDS
 
+    def handover_seconds(self) -> dict[str, float]:
+        """Return what went to changes from one tenant to the next, by the card's UUID."""
+        return {uuid: lib.hm_arbiter_handover_ns(self._native, at) / 1e9 for uuid, at in self._cards.items()}
+
     def add(self, limits_fd: int, usage_fd: int, uuids: Sequence[str]) -> int:
         """Arbitrate for a tenant, whose lease is valid, and return its number.
 

@@ -140,6 +140,7 @@ class Daemon:
             last_sample_unix_seconds=watch.last_unix_seconds,
             requests=dict(self._requests),
             events=dict(self._events),
+            handover_seconds=self._arbiter.handover_seconds(),
         )
 
     def answered(self, status: int) -> None:

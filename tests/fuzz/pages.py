@@ -37,7 +37,7 @@ from tests.fuzz.page_cases import Edit, PageFile, Words, limits_edits, note_edit
 
 T = TypeVar("T")
 TAKER = Path(__file__).parent.parent / "node" / "programs" / "taker.py"
-HEALTH = Health(0.0, True, 1, 0, 0.1, 0.0, {}, {})
+HEALTH = Health(0.0, True, 1, 0, 0.1, 0.0, {}, {}, {})
 RULES = Settings(policy="kill", grace_seconds=0, kill_after_seconds=0)
 _KINDS = {"usage": (70, usage_edits), "limits": (22, limits_edits), "tenant.json": (8, note_edits)}
 _WARM_UP = 0.2  # of the cases: until then the reader's caches and the allocator's grow

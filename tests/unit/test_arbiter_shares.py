@@ -1,6 +1,5 @@
 """GPU time in virtual time: shares by caps, weights and classes, counted in work done."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -326,55 +325,6 @@ def test_an_idle_node_is_looked_at_once_a_second() -> None:
     world.run(100 * S)
 
     assert world.steps - before <= 101
-
-
-def test_who_waits_behind_the_others_gathers_no_claim() -> None:
-    world = World(11)
-    capped, steady = world.tenant(Load(), percent=25), world.tenant(Load(), weight=50)
-    batch = world.tenant(Load(), latency_class=BATCH)
-    world.run(20 * S)
-    batch.lanes[0].limit.latency_class = NORMAL
-    world.run(100 * MS)
-
-    got = shares(world, 1 * S, capped, steady, batch)
-
-    assert got == pytest.approx([0.25, 0.245, 0.49], abs=0.03)
-
-
-@pytest.mark.parametrize("others", [(BATCH,), (NORMAL, BATCH)])
-def test_class_latency_keeps_its_head_start_beside_batch(others: Sequence[int]) -> None:
-    world = World(12)
-    first = world.tenant(REQUESTS, latency_class=LATENCY)
-    for each in others:
-        world.tenant(Load(), latency_class=each)
-    world.run(5 * S)
-    del first.processes[0].requests_ns[:]
-
-    world.run(20 * S)
-
-    assert (
-        sorted(first.waits_ns)[len(first.waits_ns) * 99 // 100] < 6 * MS
-    )  # 2 ms alone, and as long for one that starves
-
-
-@some
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([NORMAL, LATENCY, BATCH]), weights), max_size=6), seeds)
-def test_what_was_before_does_not_matter(past: list[tuple[int, int, int]], seed: int) -> None:
-    world = World(seed)
-    all_ = [world.tenant(load) for load in (Load(), Load(), Load(waits=True), Load(5 * MS))]
-    for who, latency_class, weight in past:
-        limit = all_[who].lanes[0].limit
-        limit.latency_class, limit.weight = latency_class, weight
-        world.run(2 * S)
-        if seed % 2:
-            world.succeed(gap_ns=seed % 3 * 50 * MS)
-    for tenant in all_:
-        tenant.lanes[0].limit.latency_class, tenant.lanes[0].limit.weight = NORMAL, 100
-    world.run(2 * S)
-
-    got = shares(world, 4 * S, *all_)
-
-    assert got == pytest.approx([sum(got) / 4] * 4, abs=0.015)
 
 
 @pytest.mark.parametrize("kernel_ns", [200 * US, 5 * MS])

@@ -111,9 +111,12 @@ HEALTH = Health(
     last_sample_unix_seconds=1_800_000_050.5,
     requests={"200": 7, "404": 1},
     events={"tenant_created": 2, "violation": 1},
+    handover_seconds={"GPU-aa": 2.5},
 )
 NOTHING = Node(None, (), False, "no driver", None)
-UNBORN = replace(HEALTH, nvml_answers=False, samples=0, last_sample_unix_seconds=None, requests={}, events={})
+UNBORN = replace(
+    HEALTH, nvml_answers=False, samples=0, last_sample_unix_seconds=None, requests={}, events={}, handover_seconds={}
+)
 
 Samples = dict[tuple[str, ...], float]
 
@@ -150,6 +153,7 @@ def test_the_cards() -> None:
         "memory_foreign_bytes": {a: 3 * GIB, b: 0},
         "memory_unclaimed_bytes": {a: -11 * GIB, b: 80 * GIB},
         "busy_ratio": {a: 0.25},
+        "handover_seconds_total": {a: 2.5},
         "mig_enabled": {a: 0, b: 1},
         "processes": {
             (*a, "registered"): 1, (*a, "unshimmed"): 1, (*a, "foreign"): 1,
