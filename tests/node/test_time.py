@@ -49,6 +49,7 @@ def test_neighbours_of_a_killed_process_go_on_at_once(daemon: Daemon, node: Node
         load.work(HALF_MS, 30)
 
     first.wait_for_slot()
+    wait_for(lambda: sum(daemon.ask("GET", "/v1/health")[1]["handover_seconds"].values()) > 0, "hand-overs")
     first.send(signal.SIGKILL)
     killed = after(0)
 
