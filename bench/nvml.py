@@ -16,6 +16,9 @@ SUCCESS = 0
 INSUFFICIENT_SIZE = 7
 NOT_AVAILABLE = 0xFFFF_FFFF_FFFF_FFFF
 TEXT_BYTES = 96
+GPM_VERSION, GPM_ROOM = 1, 210
+GRAPHICS_UTIL, SM_UTIL = 1, 2
+"""Of the counters over time (GPM), nvml.h's NVML_GPM_METRIC_..."""
 
 
 class NvmlError(Exception):
@@ -33,6 +36,35 @@ class _Process(ctypes.Structure):
         ("instance", ctypes.c_uint),
         ("compute_instance", ctypes.c_uint),
     )
+
+
+class _GpmMetric(ctypes.Structure):
+    _fields_ = (
+        ("id", ctypes.c_uint),
+        ("code", ctypes.c_uint),
+        ("value", ctypes.c_double),
+        ("names", ctypes.c_char_p * 3),
+    )
+
+
+class _GpmMetrics(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        ("count", ctypes.c_uint),
+        ("first", ctypes.c_void_p),
+        ("last", ctypes.c_void_p),
+        ("metrics", _GpmMetric * GPM_ROOM),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """How busy a card was between two moments, as ratios."""
+
+    engine: float
+    """The time in which any program was at work on it."""
+    sm: float
+    """The mean over its multiprocessors of the time in which each was at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +136,29 @@ class Nvml:
                 raise NvmlError(f"nvmlDeviceGetComputeRunningProcesses_v3 answered {code}")
             self._room = max(self._room * 2, count.value * 2)
         return {info.pid: None if info.used == NOT_AVAILABLE else int(info.used) for info in infos[: count.value]}
+
+    def busy_mark(self, handle: Any) -> Any:
+        """Return a mark of the card's counters for `busy_between`, None where the driver or the card has none."""
+        mark = ctypes.c_void_p()
+        if self._code("nvmlGpmSampleAlloc", ctypes.byref(mark)) != SUCCESS:
+            return None
+        if self._code("nvmlGpmSampleGet", handle, mark) != SUCCESS:
+            self._code("nvmlGpmSampleFree", mark)
+            return None
+        return mark
+
+    def busy_between(self, first: Any, last: Any) -> Busy | None:
+        """Return how busy the card was between two marks, 100 ms apart or more, and free them; None: not known."""
+        asked = _GpmMetrics(GPM_VERSION, 2, first, last)
+        asked.metrics[0].id, asked.metrics[1].id = GRAPHICS_UTIL, SM_UTIL
+        known = first is not None and last is not None
+        known = known and self._code("nvmlGpmMetricsGet", ctypes.byref(asked)) == SUCCESS
+        for mark in (first, last):
+            if mark is not None:
+                self._code("nvmlGpmSampleFree", mark)
+        if not known or any(asked.metrics[at].code != SUCCESS for at in (0, 1)):
+            return None
+        return Busy(asked.metrics[0].value / 100, asked.metrics[1].value / 100)
 
     def _text(self, name: str, *arguments: Any) -> str:
         buffer = ctypes.create_string_buffer(TEXT_BYTES)

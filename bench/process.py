@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +21,8 @@ TOP = Path(__file__).resolve().parent.parent
 
 RESULT_PREFIX = "HMRESULT "
 KILL_WAIT_S = 30.0
+UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
+"""Starts a program in a PID namespace of its own, with its own /proc: the driver asks that about itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,13 @@ class Ended:
         """Return one line that says how it ended: the last line of stderr where that was not well."""
         last = self.stderr.strip().splitlines()[-1:] or ["no output on stderr"]
         return "ended well" if self.status == 0 else f"status {self.status}: {last[0][:300]}"
+
+
+def can_unshare() -> bool:
+    """Tell whether a PID namespace with its own /proc can be made and entered here."""
+    if shutil.which(UNSHARE[0]) is None or shutil.which("nsenter") is None:
+        return False
+    return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False, timeout=30).returncode == 0
 
 
 class Program:

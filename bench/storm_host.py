@@ -15,7 +15,6 @@ import json
 import mmap
 import os
 import random
-import shutil
 import signal
 import struct
 import subprocess
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.process import descendants, state_of
+from bench.process import can_unshare, descendants, state_of
 
 GONE_S = 60.0
 CHECK_EVERY = 50
@@ -183,14 +182,6 @@ def end_orphans(survivors: list[int]) -> int:
                 os.waitpid(pid, os.WNOHANG)
         time.sleep(0.02)
     return ended
-
-
-def can_unshare() -> bool:
-    """Tell whether a PID namespace can be made here."""
-    if shutil.which("unshare") is None:
-        return False
-    command = ["unshare", "--pid", "--fork", "--mount-proc", "true"]  # the driver asks /proc about itself
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def main() -> int:

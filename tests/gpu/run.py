@@ -4,7 +4,7 @@
     python3 tests/gpu/run.py --part PART|all --out DIR [--programs BIN] [--sim]
 
 PART: smoke, programs, accuracy, stress, overhead, views, supervised, share, gang; of share `-- --part 1/3` fits, and
-gang needs two GPUs.
+gang needs two GPUs. vllm, which is not among all, takes `-- --site DIR` and a few --only: see bench/vllm.py.
 
 Each part writes JSON files into DIR and prints a short table. Ends with 0 if every bar was reached, 1 if not.
 """
@@ -28,7 +28,7 @@ from tests.gpu.smoke import run_smoke  # noqa: E402
 from tests.gpu.supervised import run_supervised  # noqa: E402
 from tests.gpu.views import run_views  # noqa: E402
 
-MEASURED = ("accuracy", "stress", "overhead", "share", "gang")
+MEASURED = ("accuracy", "stress", "overhead", "share", "gang", "vllm")
 PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views", "supervised", "share", "gang")
 GRACE_S = 60.0
 
@@ -52,13 +52,13 @@ def measured(part: str, more: list[str]) -> Callable[[Setup], int]:
 def main() -> int:
     """Run the parts that the command line names; return the exit status."""
     options = parser(__doc__)
-    options.add_argument("--part", action="append", choices=[*PARTS, "all"], required=True)
+    options.add_argument("--part", action="append", choices=[*PARTS, "vllm", "all"], required=True)
     options.add_argument("--only", default="", help="names of the table, for the part programs; comma separated")
     options.add_argument("--jobs", type=int, default=4, help="programs side by side")
     options.add_argument("rest", nargs="*", help="after --: more options for a measured part")
     asked = options.parse_args()
     only = list(filter(None, asked.only.split(",")))
-    chosen = PARTS if "all" in asked.part else [part for part in PARTS if part in asked.part]
+    chosen = [part for part in (*PARTS, "vllm") if part in asked.part or ("all" in asked.part and part in PARTS)]
     runs: dict[str, Callable[[Setup], int]] = {
         "smoke": run_smoke,
         "programs": lambda setup: run_programs(setup, only, asked.jobs),

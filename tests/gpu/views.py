@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from typing import Any
 
 from bench.machine import GIB, MIB, Setup, environment, mem_option, print_bars, table, tenant_argv, write
 from bench.measure import Bar, Verdict
-from bench.process import Program, run
+from bench.process import UNSHARE, Program, can_unshare, run
 from bench.storm import shared_file
 
 CAP_BYTES = 8 * GIB
@@ -22,7 +20,6 @@ SLACK_BYTES = 130 * MIB
 """Two readings of what is in use: another process's context may come or go, and a reserve may or may not count."""
 CONTEXT_BYTES = 700 * MIB
 TIMEOUT_S = 300.0
-UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
 
 Check = tuple[str, str, str]
 """What is checked, "yes", "NO" or "?" (could not be looked at), and what was seen."""
@@ -148,13 +145,6 @@ def bar_of(way: str, checks: list[Check]) -> Bar:
     verdict: Verdict = "fail" if wrong else "not resolved" if missing else "pass"
     good = sum(word == "yes" for _, word, _ in checks)
     return Bar(f"views, {way}", "all agree", f"{good} of {len(checks)}", verdict, "; ".join((wrong + missing)[:6]))
-
-
-def can_unshare() -> bool:
-    """Tell whether a PID namespace with its own /proc can be made here."""
-    if shutil.which(UNSHARE[0]) is None:
-        return False
-    return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False, timeout=30).returncode == 0
 
 
 class neighbour:  # noqa: N801
