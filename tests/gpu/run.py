@@ -3,8 +3,8 @@
 
     python3 tests/gpu/run.py --part PART|all --out DIR [--programs BIN] [--sim]
 
-PART: smoke, programs, accuracy, stress, overhead, views, supervised, share, gang; of share `-- --part 1/3` fits, and
-gang needs two GPUs. vllm, which is not among all, takes `-- --site DIR` and a few --only: see bench/vllm.py.
+PART: smoke, programs, accuracy, stress, overhead, views, supervised, share (`-- --part 1/3` of it fits), gang (takes
+two GPUs), containers (takes runc). vllm is not among all, and takes `-- --site DIR` and --only: see bench/vllm.py.
 
 Each part writes JSON files into DIR and prints a short table. Ends with 0 if every bar was reached, 1 if not.
 """
@@ -24,12 +24,13 @@ from bench.machine import MeasureError, Setup, environment, parser, setup_of  # 
 from bench.nvml import NvmlError  # noqa: E402
 from bench.process import Program  # noqa: E402
 from tests.gpu.compare import run_programs  # noqa: E402
+from tests.gpu.contained import run_contained  # noqa: E402
 from tests.gpu.smoke import run_smoke  # noqa: E402
 from tests.gpu.supervised import run_supervised  # noqa: E402
 from tests.gpu.views import run_views  # noqa: E402
 
 MEASURED = ("accuracy", "stress", "overhead", "share", "gang", "vllm")
-PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views", "supervised", "share", "gang")
+PARTS = ("smoke", "programs", "accuracy", "stress", "overhead", "views", "supervised", "share", "gang", "containers")
 GRACE_S = 60.0
 
 
@@ -64,6 +65,7 @@ def main() -> int:
         "programs": lambda setup: run_programs(setup, only, asked.jobs),
         "views": run_views,
         "supervised": run_supervised,
+        "containers": run_contained,
         **{part: measured(part, asked.rest) for part in MEASURED},
     }
     worst = 0

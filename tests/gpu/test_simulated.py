@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,9 @@ from bench import build
 from bench.machine import MeasureError, Setup, environment, sim_folder
 from bench.process import run
 from tests.gpu.compare import compare, results
+from tests.gpu.contained import run_contained
 from tests.gpu.table import PROGRAMS, Entry
+from tests.support import need
 
 SIMULATED = [entry for entry in PROGRAMS if entry.sim]
 
@@ -86,3 +90,15 @@ def test_overhead_comes_to_its_end(setup: Setup) -> None:
 
     assert document["failed"] == []
     assert len(document["rounds"]["context"]["H"]) == 2
+
+
+def test_two_containers_on_one_card(setup: Setup) -> None:
+    need("root", os.geteuid() == 0)
+    need("runc", shutil.which("runc") is not None)
+
+    status = run_contained(setup)
+
+    document = json.loads((setup.out / "containers.json").read_text())
+    assert [bar for bar in document["bars"] if bar["verdict"] != "pass"] == []
+    assert status == 0
+    assert str(setup.out) not in json.dumps(document)
