@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h $(foreach d,tests/shim/programs tests/gpu/programs bench/probes,$(wildcard $(d)/*.c $(d)/*.h)))
+C_FILES = $(wildcard shim/*.c shim/*.h simgpu/*.c simgpu/*.h $(foreach d,tests/shim/programs tests/container/programs tests/gpu/programs bench/probes,$(wildcard $(d)/*.c $(d)/*.h)))
 PYTEST = $(BIN)/python -m pytest -n 2 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint unit shim node instructions fuzz soak sanitize dist gpu-bundle format clean
+.PHONY: help build demo test lint unit shim node instructions fuzz soak sanitize dist image gpu-bundle format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,10 +68,19 @@ sanitize: build  ## The shim's tests under AddressSanitizer and ThreadSanitizer
 		HAMIRT_SANITIZE=$$sanitizer $(BIN)/python -m pytest -q tests/shim || exit 1; \
 	done
 
-dist: $(VENV)/ready  ## The wheel, in dist/
-	rm -rf build/lib* build/bdist*
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+dist: $(VENV)/ready  ## The wheels for x86-64 and aarch64, for glibc 2.17 and newer, in dist/
+	@rm -rf dist
+	@for target in x86_64 aarch64; do \
+		rm -rf build/lib* build/bdist* && \
+		HAMIRT_TARGET=$$target $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+			--no-build-isolation --wheel-dir dist . && \
+		$(BIN)/auditwheel show dist/*_$$target.whl | grep -q "\"manylinux_2_17_$$target\"" || \
+			{ echo "the wheel for $$target is missing, or not what its name says: see auditwheel show" >&2; exit 1; }; \
+	done
 	@ls dist/*.whl
+
+image: dist  ## The daemon's image hamirt-node, with IMAGE_TOOL (podman, docker, buildah) on BASE if it is named
+	$(or $(IMAGE_TOOL),podman) build --file Dockerfile.node --tag hamirt-node $(if $(BASE),--build-arg BASE=$(BASE)) .
 
 gpu-bundle: build  ## What a GPU machine without network needs for tests/gpu and bench
 	$(BIN)/python bench/bundle.py

@@ -7,6 +7,8 @@ rebuilt when a source of it is newer or its flags changed.
 
 Environment: CC, CFLAGS; HAMIRT_WERROR=1 turns warnings into errors; HAMIRT_SANITIZE=address|thread|undefined
 instruments the shim and the simulated driver, which then go to build/SANITIZER unless --out names another folder.
+HAMIRT_TARGET=x86_64|aarch64 builds with PyPI's ziglang for that machine, and for every glibc since 2.17; it goes to
+build/TARGET, or into a wheel.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ BASE_FLAGS = (
 )
 SYSTEM_LIBRARIES = ("-lpthread", "-ldl")
 SANITIZERS = ("address", "thread", "undefined")
+TARGETS = ("x86_64", "aarch64")
+TARGET_GLIBC = (2, 17)  # the first of aarch64, and manylinux2014's
 COMPILE_TIMEOUT_S = 600
 
 # The layout is shim/region.h and nothing else; these few lines are what Python can't do by itself without a copy of
@@ -137,9 +141,7 @@ def _build_region(package: Path) -> None:
         return
     import cffi
 
-    include = Path(sysconfig.get_path("include"))
-    if not (include / "Python.h").exists():
-        raise BuildError(f"{include}/Python.h is missing: install Python's headers (Debian: python3-dev)")
+    include = _python_include()
     ffi = cffi.FFI()
     ffi.cdef(cdef_text() + REGION_FUNCTIONS)
     ffi.set_source("hamirt._region", REGION_SOURCE, py_limited_api=True)
@@ -149,11 +151,33 @@ def _build_region(package: Path) -> None:
     _compile(out, [source, *ARBITER], flags, [f"-I{include}", f"-I{SHIM}", f"-I{TOP / 'hamirt'}"], ["-lpthread"])
 
 
+def _python_include() -> Path:
+    """Return the folder of Python.h.
+
+    For a target that is a folder of links beside this Python's own pyconfig.h: what Debian has in that place is
+    found by the compiler for this machine only. Our targets have types of the same sizes, and that is all that the
+    stable ABI takes from pyconfig.h.
+    """
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").exists():
+        raise BuildError(f"{include}/Python.h is missing: install Python's headers (Debian: python3-dev)")
+    if not target():
+        return include
+    folder = _scratch_dir() / "python"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in include.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "pyconfig.h").unlink()
+    shutil.copy(sysconfig.get_config_h_filename(), folder / "pyconfig.h")
+    return folder
+
+
 def _build_shim(package: Path) -> None:
     out = package / SHIM_LIBRARY
     sources = sorted([*SHIM.glob("*.c"), *SHIM.glob("*.S")])
     version_script = SHIM / "libhamirt.map"
-    flags = [*BASE_FLAGS, *_variable_flags(), "-Wl,-Bsymbolic-functions", "-Wl,-soname,libhamirt.so"]
+    flags = [*BASE_FLAGS, *_variable_flags(), "-Wl,-soname,libhamirt.so"]
     flags.append(f"-Wl,--version-script={version_script}")
     if not _is_fresh(out, SHIM.iterdir(), flags):
         _compile(out, sources, flags, [f"-I{SHIM}", f"-I{header_dir()}"], SYSTEM_LIBRARIES)
@@ -171,9 +195,10 @@ def _build_simulator(package: Path) -> None:
     cuda_stubs, nvml_stubs = _scratch_dir() / "cuda_stubs.c", _scratch_dir() / "nvml_stubs.c"
     headers = header_dir()
     stubs = _load_module(SIMGPU / "stubs.py")
-    _require_compiler()
+    reader = _host_compiler()[0]  # NVIDIA's headers say the same for every target
+    _require(reader)
     try:
-        stubs.generate(headers, [*common, *cuda_own, *nvml_own], cuda_stubs, nvml_stubs, _compiler()[0])
+        stubs.generate(headers, [*common, *cuda_own, *nvml_own], cuda_stubs, nvml_stubs, reader)
     except subprocess.SubprocessError as error:
         raise BuildError(f"NVIDIA's headers can't be read: {error}") from None
     include = [f"-I{SIMGPU}", f"-I{headers}"]
@@ -199,13 +224,33 @@ def _sanitizer() -> str:
     return name
 
 
+def target() -> str:
+    """Return the machine that HAMIRT_TARGET asks to build for, "" for this one with its own compiler and glibc.
+
+    Raises BuildError where the target is none of ours, or ziglang is missing.
+    """
+    name = os.environ.get("HAMIRT_TARGET", "")
+    if name and name not in TARGETS:
+        raise BuildError(f"HAMIRT_TARGET={name}: one of {', '.join(TARGETS)} is meant")
+    if name and importlib.util.find_spec("ziglang") is None:
+        raise BuildError("HAMIRT_TARGET needs the compiler of PyPI's ziglang: pip install ziglang")
+    return name
+
+
 def _compiler() -> list[str]:
+    if not target():
+        return _host_compiler()
+    machine = f"{target()}-linux-gnu.{'.'.join(map(str, TARGET_GLIBC))}"
+    return [sys.executable, "-m", "ziglang", "cc", "-target", machine, f"-ffile-prefix-map={TOP}=."]
+
+
+def _host_compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
-def _require_compiler() -> None:
-    if shutil.which(_compiler()[0]) is None:
-        raise BuildError(f"there is no C compiler called {_compiler()[0]}: install gcc, or name one with CC=...")
+def _require(compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        raise BuildError(f"there is no C compiler called {compiler}: install gcc, or name one with CC=...")
 
 
 def _compile(
@@ -214,12 +259,13 @@ def _compile(
     """Compile and link `sources` in one go; `out` changes only by a rename, since programs may have it mapped."""
     if not sources:
         raise BuildError(f"there is no source for {out.name} in this tree")
-    _require_compiler()
+    _require(_compiler()[0])
     print(f"building {out.name}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     command = [*_compiler(), *flags, *include, "-o", str(partial), *map(str, sources), *libraries]
-    status = subprocess.run(command, timeout=COMPILE_TIMEOUT_S).returncode
+    cache = {"ZIG_GLOBAL_CACHE_DIR": str(TOP / "build" / "zig"), "ZIG_LOCAL_CACHE_DIR": str(TOP / "build" / "zig")}
+    status = subprocess.run(command, env=cache | os.environ, timeout=COMPILE_TIMEOUT_S).returncode
     if status != 0:
         partial.unlink(missing_ok=True)
         raise BuildError(f"{out.name} was not built: {command[0]} ended with status {status}")
@@ -278,8 +324,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="build the shim and the simulated driver below this folder")
     out = parser.parse_args().out
     try:
-        if out is None and _sanitizer():
-            out = TOP / "build" / _sanitizer()
+        if out is None and (_sanitizer() or target()):
+            out = TOP / "build" / (_sanitizer() or target())
         if out is None:
             build(TOP / "hamirt")
         else:

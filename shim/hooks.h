@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HM_HOOK __attribute__((visibility("default")))
+#define HM_HOOK __attribute__((visibility("protected"))) /* `&hook` is ours, whoever else has one */
 #define HM_LIKELY(x) __builtin_expect(!!(x), 1)
 #define HM_UNLIKELY(x) __builtin_expect(!!(x), 0)
 

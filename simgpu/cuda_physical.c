@@ -124,7 +124,7 @@ cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAlloc
     if (handle == NULL || flags != 0 || bytes == 0 || bytes % GRANULARITY != 0)
         return CUDA_ERROR_INVALID_VALUE;
     if (prop->requestedHandleTypes != 0) {
-        fd = memfd_create("simgpu", MFD_CLOEXEC);
+        fd = hm_memory_file("simgpu");
         if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0)
             result = CUDA_ERROR_OUT_OF_MEMORY;
     }

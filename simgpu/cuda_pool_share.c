@@ -36,7 +36,7 @@ cuMemPoolExportToShareableHandle(void *shareable, CUmemoryPool handle,
         (pool->props.handleTypes & CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) == 0)
         return CUDA_ERROR_INVALID_VALUE;
     content.card = pool->card;
-    fd = memfd_create("simgpu-pool", MFD_CLOEXEC);
+    fd = hm_memory_file("simgpu-pool");
     if (fd < 0)
         return CUDA_ERROR_OPERATING_SYSTEM;
     if (pwrite(fd, &content, sizeof(content), 0) != sizeof(content)) {

@@ -65,7 +65,7 @@ static int
 file_with_data(uint64_t address, uint64_t bytes)
 {
     uint64_t kept = bytes < SHARED_DATA_BYTES ? bytes : SHARED_DATA_BYTES;
-    int fd = memfd_create("simgpu-ipc", MFD_CLOEXEC);
+    int fd = hm_memory_file("simgpu-ipc");
 
     if (fd >= 0 && (ftruncate(fd, (off_t)bytes) != 0 ||
                     pwrite(fd, (void *)address, kept, 0) != (ssize_t)kept)) {

@@ -30,5 +30,8 @@ hm_blocks(uint64_t bytes)
 /* Zeroed memory. A host without memory ends the process: nothing is being simulated any more. */
 void *hm_allocate(size_t bytes);
 
+/* A descriptor of a new file that lies in memory only and is closed on exec; -1 if there is none to be had. */
+int hm_memory_file(const char *name);
+
 /* The number in environment variable `name`, or `fallback` when it is unset or not a number. */
 uint64_t hm_env_number(const char *name, uint64_t fallback);

@@ -1,10 +1,12 @@
 #include "sim_path.h"
 
 #include <errno.h>
+#include <linux/memfd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 void *
@@ -15,6 +17,12 @@ hm_allocate(size_t bytes)
     if (memory == NULL)
         abort();
     return memory;
+}
+
+int
+hm_memory_file(const char *name)
+{
+    return (int)syscall(SYS_memfd_create, name, MFD_CLOEXEC); /* in glibc since 2.27 */
 }
 
 uint64_t
