@@ -10,7 +10,9 @@ import click
 from hamirt import __version__
 from hamirt.errors import REFUSED, RUN_ERROR, USAGE, HamirtError
 
-_COMMANDS = ("run", "set", "rm", "status", "daemon", "doctor", "completion", "demo")
+_COMMANDS = (
+    "run", "set", "rm", "status", "daemon", "doctor", "cdi", "oci-hook", "install-library", "completion", "demo",
+)  # fmt: skip
 _INTERRUPTED = 130
 
 
@@ -23,7 +25,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"hamirt.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"hamirt.cli.{cmd_name.replace('-', '_')}").command
         return command
 
 

@@ -17,7 +17,7 @@ MOST_LINES = 400
 LAYERS = (
     {"__init__", "errors", "_build"},
     {"units", "model", "config", "topology"},
-    {"region", "nvml", "members", "contexts", "program", "child", "client", "mounts", "ocispec"},
+    {"region", "nvml", "members", "contexts", "program", "child", "client", "hook_io", "mounts", "ocispec"},
     {"pages", "tenants", "plan", "placement", "annotations", "metering", "survey", "wire", "metrics", "hami",
      "exporter", "cdi", "oci"},
     {"daemon"},
