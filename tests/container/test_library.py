@@ -22,24 +22,24 @@ from tests.support import TOP
 
 HERE = platform.machine()
 TIMEOUT_S = 120
-SUITE_TIMEOUT_S = 900
+SUITE_TIMEOUT_S = 300
 MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}
 PLACES = [(OLDEST, "x86_64"), (OWN, "x86_64"), (NEWEST, "x86_64"), (OLDEST, "aarch64"), (NEWEST, "aarch64")]
 RELEASED = {OLDEST: "2.31", OWN: "2.36"}  # the versions of glibc; the newest one's changes
 CAP_MIB = 8192
 PRELOAD = "/run/hamirt/lib/libhamirt.so"
 
+# What depends on the compiler and the machine: what is exported, every route, threads at the gate, memory orders.
+TESTS = {
+    "x86_64": ("tests/shim/test_exports.py", "tests/shim/test_gate.py"),
+    "aarch64": (
+        *(f"tests/shim/test_{name}.py" for name in ("exports", "routes", "gate", "pool")),
+        "tests/shim/test_views.py::test_a_device_that_was_not_given_does_not_exist",
+        "tests/shim/test_views.py::test_the_slots_are_what_the_process_list_shows",
+    ),
+}
 # The C library that zig links makes constructors of nothing, which the test of a test misses. QEMU 7.2 may hang where a
 # program with threads calls exec, and has no robust futexes: who is killed leaves the simulated card locked.
-TESTS = (
-    *(
-        f"tests/shim/test_{name}.py"
-        for name in ("exports", "routes", "fork", "gate", "gate_gang", "pool", "vmm", "graph")
-    ),
-    "tests/shim/test_launch.py",
-    "tests/shim/test_views.py::test_a_device_that_was_not_given_does_not_exist",
-    "tests/shim/test_views.py::test_the_slots_are_what_the_process_list_shows",
-)
 LEFT_OUT = ("test_the_constructor_check_can_fail",)
 NOT_EMULATED = ("test_exec_at_any_moment", "test_kill_at_any_moment")
 
@@ -142,7 +142,9 @@ def test_the_shims_tests_hold(machine: str, tmp_path: Path) -> None:
         command += ["-p", "tests.container.emulated"]
         left_out += NOT_EMULATED
     command += ["-k", " and ".join(f"not {name}" for name in left_out)]
-    done = subprocess.run([*command, *TESTS], cwd=TOP, env=env, capture_output=True, text=True, timeout=SUITE_TIMEOUT_S)
+    done = subprocess.run(
+        [*command, *TESTS[machine]], cwd=TOP, env=env, capture_output=True, text=True, timeout=SUITE_TIMEOUT_S
+    )
 
     assert done.returncode == 0, done.stdout[-6000:]
     assert "skipped" not in done.stdout.splitlines()[-1]

@@ -75,7 +75,8 @@ def test_the_node_knows_the_container_and_its_pids(runc: Runtime) -> None:
         return found
 
     def pids() -> list[object]:
-        return [one["pid"] for one in tenant()["cards"][0]["processes"]]  # type: ignore[index]
+        tenants = runc.site.daemon.client.node()["tenants"]
+        return [one["pid"] for tenant in tenants for one in tenant["cards"][0]["processes"]]
 
     wait_for(lambda: any(pids()), "the process, by its pid on the node")
     assert tenant()["name"] == "web"
@@ -88,6 +89,7 @@ def test_a_cap_changes_while_the_container_runs(runc: Runtime) -> None:
     process = runc.start(bundle)
     before = [line_of(process) for _ in range(3)]
 
+    wait_for(lambda: runc.site.daemon.client.node()["tenants"], "the tenant to be seen")
     (limit,) = [one["uuid"] for one in runc.site.daemon.client.node()["tenants"][0]["cards"]]
     runc.site.daemon.client.change("live", {limit: {"memory_bytes": 4 << 30}})
     say_to(process)

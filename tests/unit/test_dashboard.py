@@ -114,6 +114,7 @@ def test_the_dashboard_shows_all_but_a_few_metrics() -> None:
     asked = set(re.findall(r"\bhamirt_\w+", DASHBOARD.read_text()))
 
     assert set(LABELS) - asked == {
+        "hamirt_gpu_handover_seconds_total",
         "hamirt_gpu_memory_caps_bytes",  # unclaimed is made of these two
         "hamirt_gpu_memory_foreign_bytes",
         "hamirt_gpu_mig_enabled",
