@@ -32,7 +32,7 @@ test: build  ## Lint, then all tests that need no GPU
 	@# what measures time, before what takes all cores
 	$(BIN)/python -m pytest -q -m realtime tests/sim
 	$(BIN)/python -m pytest -q -m realtime --ignore=tests/sim tests
-	@$(MAKE) --no-print-directory soak SOAK_SECONDS=30 SOAK_SEED=7
+	@$(MAKE) --no-print-directory soak SOAK_SECONDS=20 SOAK_SEED=7
 	$(PYTEST) -m "not gpu and not realtime" tests
 
 lint: $(VENV)/ready  ## ruff, mypy and clang-format, which change nothing

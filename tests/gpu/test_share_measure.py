@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from bench import build
 from bench.process import TOP, run
 from bench.share_bars import (
     at_least,
@@ -329,9 +328,8 @@ def test_training_counts_its_steps_and_short_pauses(tmp_path: Path, monkeypatch:
     assert (file.finished(), file.word(PID), file.word(FINISHED)) == (False, 0, 0)
 
 
-def test_it_comes_to_its_end_on_the_simulated_card(tmp_path: Path) -> None:
-    build.build(tmp_path / "bin", build.headers())
-    argv = [sys.executable, "-m", "bench.share", "--sim", "--programs", str(tmp_path / "bin"), "--out", str(tmp_path)]
+def test_it_comes_to_its_end_on_the_simulated_card(programs: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "bench.share", "--sim", "--programs", str(programs), "--out", str(tmp_path)]
     small = ["--seconds=1", "--alone=1", "--rounds=1", "--only", "waiting", "four", "crowd", "caps-torch"]
 
     ended = run([*argv, *small], {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP)}, 300)
@@ -346,9 +344,8 @@ def test_it_comes_to_its_end_on_the_simulated_card(tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "share.json").read_text()
 
 
-def test_gangs_go_on_side_by_side_on_simulated_cards(tmp_path: Path) -> None:
-    build.build(tmp_path / "bin", build.headers())
-    argv = [sys.executable, "-m", "bench.gang", "--sim", "--programs", str(tmp_path / "bin"), "--out", str(tmp_path)]
+def test_gangs_go_on_side_by_side_on_simulated_cards(programs: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "bench.gang", "--sim", "--programs", str(programs), "--out", str(tmp_path)]
 
     ended = run([*argv, "--seconds=2"], {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP)}, 120)
 

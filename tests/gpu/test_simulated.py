@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from bench import build
 from bench.machine import MeasureError, Setup, environment, sim_folder
 from bench.process import run
 from tests.gpu.compare import compare, results
@@ -21,14 +20,6 @@ from tests.gpu.table import PROGRAMS, Entry
 from tests.support import need
 
 SIMULATED = [entry for entry in PROGRAMS if entry.sim]
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the programs, built here."""
-    folder = tmp_path_factory.mktemp("programs")
-    build.build(folder, build.headers())
-    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from bench import build
 from bench.machine import MIB
 from bench.process import TOP, run
 from bench.supervisor_bars import growth_bars, kill_bars, load_bars, set_bars, status_bars
@@ -162,10 +161,9 @@ def test_a_state_differs_where_a_cap_or_a_page_does() -> None:
     assert list(differences("a", None, {"id": "a"})) == ['a: it was null, is {"id": "a"}']
 
 
-def test_it_comes_to_its_end_on_the_simulated_card(tmp_path: Path) -> None:
-    build.build(tmp_path / "bin", build.headers())
+def test_it_comes_to_its_end_on_the_simulated_card(programs: Path, tmp_path: Path) -> None:
     small = ["--tenants=2", "--seconds=2", "--sets=2", "--runs=1", "--come-and-go=40", "--warm-up=20", "--kills=3"]
-    argv = [sys.executable, "-m", "bench.supervisor", "--sim", "--programs", str(tmp_path / "bin"), *small]
+    argv = [sys.executable, "-m", "bench.supervisor", "--sim", "--programs", str(programs), *small]
 
     ended = run([*argv, "--out", str(tmp_path)], {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP)}, 300)
 

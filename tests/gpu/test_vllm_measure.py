@@ -232,15 +232,6 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         Site.of(tmp_path, tmp_path, SERVER)
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one program that the parts need."""
-    folder = tmp_path_factory.mktemp("bin")
-    flags = ["-O2", "-I", str(build.headers()), str(TOP / "bench" / "probes" / "fill.c"), "-ldl", "-pthread", "-lm"]
-    subprocess.run(["gcc", *flags, "-o", str(folder / "fill")], check=True, timeout=60)
-    return folder
-
-
 def measured(programs: Path, out: Path, *parts: str) -> tuple[dict[str, Any], str]:
     """Measure parts against stand-ins; return the JSON document and the engines' logs."""
     argv = [sys.executable, "-m", "bench.vllm", "--sim", "--server", STAND_IN, "--programs", str(programs)]
