@@ -8,13 +8,16 @@
 #include "quota.h"
 
 #include <pthread.h>
+#include <time.h>
 
 #define PROCESSES 1024 /* of one card, in one NVML answer */
+#define FORK_WAIT_NS 200000000
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one measurement at a time */
-static nvmlProcessInfo_v2_t processes[PROCESSES];         /* under the mutex */
-static nvmlDevice_t handles[HM_DEVICES];                  /* under the mutex */
-static bool nvml_works;                                   /* after hm_overhead_nvml_ready */
+static __thread bool held __attribute__((tls_model("initial-exec"))); /* by who forks */
+static nvmlProcessInfo_v2_t processes[PROCESSES];                     /* under the mutex */
+static nvmlDevice_t handles[HM_DEVICES];                              /* under the mutex */
+static bool nvml_works;                     /* after hm_overhead_nvml_ready */
 static uint64_t measured_bytes[HM_DEVICES]; /* our overhead as last measured exactly; atomic */
 
 static void
@@ -259,6 +262,25 @@ hm_overhead_warm_up(void)
     for (uint32_t i = 0; i < hm_tenant.limits->device_count; i++)
         list_processes((int)i);
     pthread_mutex_unlock(&mutex);
+}
+
+void
+hm_overhead_before_fork(void)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += FORK_WAIT_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    held = pthread_mutex_timedlock(&mutex, &until) == 0;
+}
+
+void
+hm_overhead_after_fork_parent(void)
+{
+    if (held)
+        pthread_mutex_unlock(&mutex);
 }
 
 void

@@ -21,5 +21,10 @@ bool hm_overhead_nvml_ready(void);
 /* Ask NVML about each device once: the first look takes 20 ms. */
 void hm_overhead_warm_up(void);
 
+/* Around a fork: while NVML is loaded by one of our threads, the child of another's fork could load nothing any more. It
+   waits for that, but not for ever: a library's constructor may fork, which the loader would wait for. */
+void hm_overhead_before_fork(void);
+void hm_overhead_after_fork_parent(void);
+
 /* In a fork child: nobody measures. */
 void hm_overhead_after_fork_child(void);

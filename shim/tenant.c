@@ -26,6 +26,7 @@ uint8_t hm_tenant_known; /* 1 + enum hm_tenant_state once found */
 static void
 before_fork(void)
 {
+    hm_overhead_before_fork();
     hm_object_before_fork();
     hm_region_before_fork();
 }
@@ -35,6 +36,7 @@ after_fork_parent(void)
 {
     hm_region_after_fork_parent();
     hm_object_after_fork(false);
+    hm_overhead_after_fork_parent();
 }
 
 static void
