@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from hamirt import ocispec
 from tests.container import guest
 from tests.node.conftest import TIMEOUT_SECONDS, kill_tree
 from tests.node.daemons import Daemon
-from tests.support import DEADLINE_SECONDS, need, wait_for
+from tests.support import need, wait_for
 
 PROGRAMS = Path(__file__).parent / "programs"
 MEMORY = "hamirt.io/memory"
@@ -234,17 +233,6 @@ def runtime_on(site: Site, name: str, tmp: Path) -> Iterator[Runtime]:
     runtime = Runtime(site, find_runtime(name), tmp)
     yield runtime
     runtime.end()
-
-
-def line_of(process: "subprocess.Popen[str]") -> str:
-    """Read one line that a started program must say, or kill it after a deadline."""
-    assert process.stdout is not None
-    watchdog = threading.Timer(DEADLINE_SECONDS, kill_tree, [process.pid])
-    watchdog.start()
-    try:
-        return process.stdout.readline().strip()
-    finally:
-        watchdog.cancel()
 
 
 def say_to(process: "subprocess.Popen[str]", line: str = "") -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import MEMORY, Runtime, Site, line_of, runtime_on
+from tests.container.conftest import MEMORY, Runtime, Site, runtime_on
 from tests.container.test_runc import CAPPED
+from tests.node.conftest import read_line
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_container_is_refused(crun: Runtime) -> None:
 def test_a_killed_container_leaves_nothing(crun: Runtime) -> None:
     bundle = crun.bundle("/inmate", "wait")
     process = crun.start(bundle)
-    assert line_of(process) == "waiting"
+    assert read_line(process) == "waiting"
     assert crun.exec(bundle, "/inmate", "views").stdout.startswith(CAPPED)
 
     crun("kill", bundle.id, "KILL")

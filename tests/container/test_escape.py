@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.container import guest
-from tests.container.conftest import Bundle, Runtime, line_of
+from tests.container.conftest import Bundle, Runtime
 from tests.container.guest import CAPABILITIES, WHOLE_MIB
+from tests.node.conftest import read_line
 from tests.support import need, wait_for
 
 HELD = "8192\n"
@@ -156,7 +157,7 @@ def test_a_way_out_is_as_documented(attempt: Try, runc: Runtime, card_size: Path
 def test_who_got_out_is_seen_once_it_is_on_the_card(attempt: Try, runc: Runtime, card_size: Path) -> None:
     bundle = make_bundle(runc, card_size, attempt, "HOLD=9000")
     process = runc.start(bundle)
-    assert [line_of(process), line_of(process)] == [str(WHOLE_MIB), "holds"]
+    assert [read_line(process), read_line(process)] == [str(WHOLE_MIB), "holds"]
 
     def seen() -> bool:
         cards = [card for tenant in runc.site.daemon.node.status()["tenants"] for card in tenant["cards"]]

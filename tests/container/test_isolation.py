@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import MEMORY, Runtime, line_of, say_to
+from tests.container.conftest import MEMORY, Runtime, say_to
 from tests.container.test_runc import CAPPED
+from tests.node.conftest import read_line
 from tests.support import wait_for
 
 
@@ -23,7 +24,7 @@ def test_each_has_its_own_pages_cap_and_pids(runc: Runtime) -> None:
         runc.bundle("/inmate", "views", "pids", "fill", "wait", annotations=named(name)) for name in ("one", "two")
     ]
 
-    said = [[line_of(process) for _ in range(5)] for process in map(runc.start, bundles)]
+    said = [[read_line(process) for _ in range(5)] for process in map(runc.start, bundles)]
 
     for lines in said:
         assert lines[0].startswith(CAPPED)
@@ -39,7 +40,7 @@ def test_what_one_does_to_its_page_the_other_does_not_notice(runc: Runtime) -> N
     neighbour = runc.start(
         runc.bundle("/inmate", "take", "1000", "wait", "views", "take", "7000", annotations=named("one"))
     )
-    assert (line_of(neighbour), line_of(neighbour)) == ("take 0", "waiting")
+    assert (read_line(neighbour), read_line(neighbour)) == ("take 0", "waiting")
 
     vandal = runc.run(
         runc.bundle("/bin/sh", "-c", ": > /run/hamirt/rw/usage; rm -f /run/hamirt/rw/*", annotations=named("two"))
@@ -47,9 +48,9 @@ def test_what_one_does_to_its_page_the_other_does_not_notice(runc: Runtime) -> N
     say_to(neighbour)
 
     assert vandal.returncode == 0
-    assert line_of(neighbour).startswith(CAPPED)
-    assert line_of(neighbour).startswith("nvml 1 8192 ")
-    assert line_of(neighbour) == "take 2"
+    assert read_line(neighbour).startswith(CAPPED)
+    assert read_line(neighbour).startswith("nvml 1 8192 ")
+    assert read_line(neighbour) == "take 2"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_what_one_does_to_its_page_the_other_does_not_notice(runc: Runtime) -> N
 def test_one_does_not_reach_the_others_pages(runc: Runtime, way: str) -> None:
     owner = runc.bundle("/inmate", "wait", annotations=named("one"))
     process = runc.start(owner)
-    assert line_of(process) == "waiting"
+    assert read_line(process) == "waiting"
     wait_for(lambda: (folder_of(runc, "one") / "rw" / "usage").exists(), "the pages")
     folder, device = folder_of(runc, "one"), runc.site.root.stat().st_dev
     script = way.format(

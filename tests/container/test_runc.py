@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import MEMORY, Bundle, Runtime, Site, line_of, runtime_on, say_to
+from tests.container.conftest import MEMORY, Bundle, Runtime, Site, runtime_on, say_to
+from tests.node.conftest import read_line
 from tests.support import need, wait_for
 
 CAPPED = "cuda 8192 "
@@ -56,7 +57,7 @@ def test_every_way_in_sees_the_cap(runc: Runtime, way: str) -> None:
 def test_a_program_started_in_a_running_container_is_of_its_tenant(runc: Runtime) -> None:
     bundle = runc.bundle("/inmate", "take", "7000", "wait")
     process = runc.start(bundle)
-    assert (line_of(process), line_of(process)) == ("take 0", "waiting")
+    assert (read_line(process), read_line(process)) == ("take 0", "waiting")
 
     seen = [runc("exec", *words, bundle.id, "/inmate", "views", "take", "1000") for words in ((), ("--user", "1000"))]
 
@@ -68,7 +69,7 @@ def test_a_program_started_in_a_running_container_is_of_its_tenant(runc: Runtime
 def test_the_node_knows_the_container_and_its_pids(runc: Runtime) -> None:
     bundle = runc.bundle("/inmate", "take", "1", "pids", "wait", annotations={MEMORY: "8GiB", "hamirt.io/name": "web"})
     process = runc.start(bundle)
-    assert [line_of(process) for _ in range(3)] == ["take 0", "pids 1", "waiting"]
+    assert [read_line(process) for _ in range(3)] == ["take 0", "pids 1", "waiting"]
 
     def tenant() -> dict[str, object]:
         found: dict[str, object] = runc.site.daemon.client.node()["tenants"][0]
@@ -87,7 +88,7 @@ def test_the_node_knows_the_container_and_its_pids(runc: Runtime) -> None:
 def test_a_cap_changes_while_the_container_runs(runc: Runtime) -> None:
     bundle = runc.bundle("/inmate", "views", "wait", "views", annotations={MEMORY: "8GiB", "hamirt.io/name": "live"})
     process = runc.start(bundle)
-    before = [line_of(process) for _ in range(3)]
+    before = [read_line(process) for _ in range(3)]
 
     wait_for(lambda: runc.site.daemon.client.node()["tenants"], "the tenant to be seen")
     (limit,) = [one["uuid"] for one in runc.site.daemon.client.node()["tenants"][0]["cards"]]
@@ -95,7 +96,7 @@ def test_a_cap_changes_while_the_container_runs(runc: Runtime) -> None:
     say_to(process)
 
     assert before[0].startswith(CAPPED)
-    assert line_of(process).startswith("cuda 4096 ")
+    assert read_line(process).startswith("cuda 4096 ")
 
 
 def test_a_container_starts_again_under_its_name(runc: Runtime) -> None:
@@ -115,7 +116,7 @@ def test_a_container_that_asks_for_nothing_is_left_alone(runc: Runtime) -> None:
 def test_a_killed_container_leaves_nothing(runc: Runtime) -> None:
     bundle = runc.bundle("/inmate", "take", "100", "wait")
     process = runc.start(bundle)
-    assert (line_of(process), line_of(process)) == ("take 0", "waiting")
+    assert (read_line(process), read_line(process)) == ("take 0", "waiting")
     assert len(runc.site.tenants()) == 1
 
     runc("kill", bundle.id, "KILL")
@@ -128,7 +129,7 @@ def test_a_container_whose_runtime_forgot_it_leaves_nothing(runc: Runtime) -> No
     bundle = runc.bundle("/inmate", "take", "100", "wait")
     bundle.config["hooks"].pop("poststop")
     process = runc.start(bundle)
-    assert (line_of(process), line_of(process)) == ("take 0", "waiting")
+    assert (read_line(process), read_line(process)) == ("take 0", "waiting")
 
     runc("kill", bundle.id, "KILL")
 
@@ -145,7 +146,7 @@ def test_a_container_that_ends_while_the_daemon_is_down_is_swept_by_the_next(
         if not poststop:
             bundle.config["hooks"].pop("poststop")
         process = runc.start(bundle)
-        assert (line_of(process), line_of(process)) == ("take 0", "waiting")
+        assert (read_line(process), read_line(process)) == ("take 0", "waiting")
 
         own_site.daemon.end(signal.SIGKILL)
         runc("kill", bundle.id, "KILL")
@@ -159,14 +160,14 @@ def test_a_container_that_ends_while_the_daemon_is_down_is_swept_by_the_next(
 def test_a_container_goes_on_under_the_next_daemon(own_site: Site, tmp_path: Path) -> None:
     for runc in runtime_on(own_site, "runc", tmp_path):
         process = runc.start(runc.bundle("/inmate", "take", "7000", "wait", "take", "1000", "views"))
-        assert (line_of(process), line_of(process)) == ("take 0", "waiting")
+        assert (read_line(process), read_line(process)) == ("take 0", "waiting")
 
         own_site.daemon.end(signal.SIGKILL)
         own_site.daemon.start()
         say_to(process)
 
-        assert line_of(process) == "take 2"
-        assert line_of(process).startswith(CAPPED)
+        assert read_line(process) == "take 2"
+        assert read_line(process).startswith(CAPPED)
         assert len(own_site.tenants()) == 1
 
 

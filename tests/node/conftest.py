@@ -137,20 +137,21 @@ def _is_removed(path: Path) -> bool:
     return not path.exists()
 
 
+def read_line(process: "subprocess.Popen[str]") -> str:
+    """Read one line that a started program must say, or kill it after a deadline."""
+    assert process.stdout is not None
+    watchdog = threading.Timer(DEADLINE_SECONDS, kill_tree, [process.pid])
+    watchdog.start()
+    try:
+        return process.stdout.readline().strip()
+    finally:
+        watchdog.cancel()
+
+
 @pytest.fixture
 def line_of() -> Any:
-    """Read one line that a started program must say, or kill it after a deadline."""
-
-    def read(process: "subprocess.Popen[str]") -> str:
-        assert process.stdout is not None
-        watchdog = threading.Timer(DEADLINE_SECONDS, kill_tree, [process.pid])
-        watchdog.start()
-        try:
-            return process.stdout.readline().strip()
-        finally:
-            watchdog.cancel()
-
-    return read
+    """Give read_line."""
+    return read_line
 
 
 @pytest.fixture
