@@ -1,9 +1,11 @@
-/* Threads that write patterns by every route, and say what there is in the end: the same, whatever the gate does. */
+/* Threads that write patterns by every route, and say what there is in the end: the same, whatever the gate does. One
+ * hears a line before each of its STEPS steps, so that it has not ended before as many slots have begun. */
 #include "trap.h"
 
 #define WRITERS 4
 #define BUFFER 65536
 #define WRITES 1500
+#define STEPS 15
 
 struct writer {
     pthread_t thread;
@@ -61,10 +63,14 @@ write_all(void *parameter)
     static unsigned char copies[WRITERS][BUFFER];
     struct writer *writer = parameter;
     unsigned char *copy = copies[writer->seed % WRITERS];
+    bool stepwise = writer->seed == 0;
 
     CHECK(cuCtxSetCurrent(primary));
-    for (int i = 0; i < WRITES; i++)
+    for (int i = 0; i < WRITES; i++) {
+        if (stepwise && i % (WRITES / STEPS) == 0)
+            hear();
         write_once(writer);
+    }
     CHECK(cuStreamSynchronize(writer->stream));
     CHECK(cuMemcpyDtoH(copy, writer->buffer, BUFFER));
     for (int i = 0; i < BUFFER; i++)
