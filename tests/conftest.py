@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 
 from tests.support import need
+
+# A shell's background job ignores it, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

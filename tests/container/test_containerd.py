@@ -47,12 +47,16 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def wrapper(site: Site, tmp_path: Path) -> Path:
-    """hooks/hamirt-runc as an operator installs it, for this site."""
-    path = tmp_path / "hamirt-runc"
+    return install_wrapper(site, tmp_path)
+
+
+def install_wrapper(site: Site, folder: Path) -> Path:
+    """Install hooks/hamirt-runc as an operator does, for this site."""
+    path = folder / "hamirt-runc"
     text = WRAPPER.read_text()
     assert "hamirt-oci-hook runc " in text
-    (tmp_path / "devices.json").write_text(json.dumps(DEVICES))
-    given = f"{site.hook} runc --root {site.root} --devices {tmp_path / 'devices.json'} "
+    (folder / "devices.json").write_text(json.dumps(DEVICES))
+    given = f"{site.hook} runc --root {site.root} --devices {folder / 'devices.json'} "
     path.write_text(text.replace("hamirt-oci-hook runc ", given))
     path.chmod(0o755)
     return path

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -26,13 +27,14 @@ STORE = TOP / "build" / "userlands"
 MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
-OLDEST, OWN, NEWEST = "bullseye", "bookworm", "sid"
+OLDEST, OWN, STABLE, NEWEST = "bullseye", "bookworm", "trixie", "sid"
 C_LIBRARIES = ("libc6", "musl", "busybox-static")
 PYTHON = (
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "zlib1g", "libexpat1"),
     *("libffi8", "libbz2-1.0", "liblzma5", "libssl3", "libuuid1", "libtirpc3", "libnsl2"),
 )
 PYTHON_IMAGE = ("busybox-static", *PYTHON)
+ENGINES = ("docker.io", "docker-cli", "containerd")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 TIMEOUT_S = 300
 
@@ -90,6 +92,18 @@ def userland(suite: str, machine: str, packages: Sequence[str] = C_LIBRARIES) ->
             with tempfile.TemporaryDirectory(dir=STORE) as folder:
                 _unpack(Path(folder), suite, DEBIAN[machine], packages).rename(root)
     return root
+
+
+def path_with(program: str, least: tuple[int, int]) -> str:
+    """Return a PATH with an engine of at least this version: this machine's, or Debian 13's."""
+    path = os.environ["PATH"]
+    if shutil.which(program) is not None:
+        said = subprocess.run([program, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+        found = re.search(r" v?(\d+)\.(\d+)\.", said)
+        if found is not None and (int(found[1]), int(found[2])) >= least:
+            return path
+    root = userland(STABLE, platform.machine(), ENGINES)
+    return f"{root}/usr/sbin:{root}/usr/bin:{path}"
 
 
 def _unpack(folder: Path, suite: str, arch: str, packages: Sequence[str]) -> Path:
