@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hamirt import config
 from tests.node.conftest import TIMEOUT_SECONDS, Node, kill_tree
 from tests.node.daemons import Daemon
-from tests.support import need
+from tests.support import need, wait_for
 
 SOURCES = Path(__file__).parent / "programs"
 WHOLE_MIB = 81008  # a simulated card, less what the driver keeps, as CUDA tells it
@@ -44,6 +44,19 @@ def served_node(folder: Path) -> Iterator[Daemon]:
         if daemon.process is not None and daemon.process.poll() is None:
             kill_tree(daemon.process.pid)
             daemon.process.wait(TIMEOUT_SECONDS)
+
+
+@contextmanager
+def serving(command: Sequence[str], log: Path, is_ready: Callable[[], bool], env: Mapping[str, str]) -> Iterator[None]:
+    """Have an engine's daemon serve until the end of the block."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env)
+    try:
+        wait_for(is_ready, command[0])
+        yield
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT_SECONDS)
 
 
 def install_hook(folder: Path) -> Path:

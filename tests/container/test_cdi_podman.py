@@ -45,8 +45,7 @@ class Podman:
 
     def generate(self, *words: str) -> None:
         """Write the devices that containers find in /etc/cdi."""
-        ended = cdi(self.daemon.node, "generate", "--sim", "--output", str(self.folder / "cdi"), *words)
-        assert (ended.returncode, ended.stderr) == (0, "")
+        generate(self.daemon.node, self.folder / "cdi", *words)
 
     def run(self, *words: str, script: str = "/card_size") -> "subprocess.CompletedProcess[str]":
         """Run a container to its end."""
@@ -68,6 +67,12 @@ def cdi(node: Node, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run `hamirt cdi` with the hook in PATH."""
     hook = guest.install_hook(node.root.parent)
     return node.hamirt("cdi", *words, env=node.env | {"PATH": f"{hook.parent}:{os.environ['PATH']}"})
+
+
+def generate(node: Node, folder: Path, *words: str) -> None:
+    """Write a simulated node's devices into a folder."""
+    ended = cdi(node, "generate", "--sim", "--output", str(folder), *words)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.fixture(scope="module")

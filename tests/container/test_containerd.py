@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.container import guest
 from tests.container.conftest import MADE_HERE, MEMORY, Runtime, Site, specification
 from tests.container.test_runc import CAPPED
 from tests.node.conftest import TIMEOUT_SECONDS
-from tests.support import TOP, need, wait_for
+from tests.support import TOP, need
 
 WRAPPER = TOP / "hooks" / "hamirt-runc"
 SETTINGS = """
@@ -36,13 +36,12 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     need("root", os.geteuid() == 0)
     folder = tmp_path_factory.mktemp("containerd")
     (folder / "config.toml").write_text(SETTINGS.format(folder=folder))
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(["containerd", "--config", str(folder / "config.toml")], stdout=log, stderr=log)
+    serve = ["containerd", "--config", str(folder / "config.toml")]
     version = ["ctr", "--address", str(folder / "sock"), "version"]
-    wait_for(lambda: subprocess.run(version, capture_output=True).returncode == 0, "containerd")
-    yield folder
-    process.send_signal(signal.SIGTERM)
-    process.wait(TIMEOUT_SECONDS)
+    with guest.serving(
+        serve, folder / "log", lambda: subprocess.run(version, capture_output=True).returncode == 0, os.environ
+    ):
+        yield folder
 
 
 @pytest.fixture

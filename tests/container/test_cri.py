@@ -5,7 +5,6 @@ This machine's containerd if it knows CDI, which came with 1.7, and Debian 13's 
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ import pytest
 from tests.container import guest, userlands
 from tests.container.conftest import MEMORY, Site
 from tests.container.cri import Cri
-from tests.container.test_cdi_podman import PROFILES, cdi
+from tests.container.test_cdi_podman import PROFILES, generate
 from tests.container.test_containerd import install_wrapper
 from tests.container.test_runc import CAPPED
 from tests.node.conftest import TIMEOUT_SECONDS
@@ -56,26 +55,26 @@ def cri(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("cri")
     wrapper = install_wrapper(shared_site, folder)
     (folder / "config.toml").write_text(SETTINGS.format(folder=folder, wrapper=wrapper, image=IMAGE))
-    generated = cdi(shared_site.daemon.node, "generate", "--sim", "--output", str(folder / "cdi"), *PROFILES)
-    assert (generated.returncode, generated.stderr) == (0, "")
+    generate(shared_site.daemon.node, folder / "cdi", *PROFILES)
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, shared_site.image(folder / "image") / "busybox")
     guest.write_image(folder / "image.tar", IMAGE, folder / "image", ["/busybox", "sleep", "1000000"])
 
     env = os.environ | {"PATH": userlands.path_with("containerd", (1, 7))}
-    with open(folder / "log", "wb") as log:
-        serve = ["containerd", "--config", str(folder / "config.toml")]
-        process = subprocess.Popen(serve, stdout=log, stderr=log, env=env)
+    serve = ["containerd", "--config", str(folder / "config.toml")]
     ctr = ["ctr", "--address", str(folder / "sock"), "--namespace", "k8s.io"]
-    wait_for(lambda: subprocess.run([*ctr, "version"], capture_output=True, env=env).returncode == 0, "containerd")
     load = [*ctr, "images", "import", "--local", "--snapshotter", "native", str(folder / "image.tar")]
-    subprocess.run(load, check=True, capture_output=True, env=env, timeout=TIMEOUT_SECONDS)
-    made = Cri(folder / "sock")
-    yield made
-    made.close()
-    process.send_signal(signal.SIGTERM)
-    process.wait(TIMEOUT_SECONDS)
+    with guest.serving(
+        serve,
+        folder / "log",
+        lambda: subprocess.run([*ctr, "version"], capture_output=True, env=env).returncode == 0,
+        env,
+    ):
+        subprocess.run(load, check=True, capture_output=True, env=env, timeout=TIMEOUT_SECONDS)
+        made = Cri(folder / "sock")
+        yield made
+        made.close()
 
 
 @pytest.fixture

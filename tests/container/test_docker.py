@@ -6,7 +6,6 @@ This machine's Docker if it knows both, which it does since 25, and Debian 13's 
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -14,13 +13,14 @@ import pytest
 
 from tests.container import guest, userlands
 from tests.container.conftest import MEMORY, Site
-from tests.container.test_cdi_podman import PROFILES, cdi
+from tests.container.test_cdi_podman import PROFILES, generate
 from tests.container.test_containerd import install_wrapper
 from tests.container.test_runc import CAPPED
 from tests.node.conftest import TIMEOUT_SECONDS
 from tests.support import need, wait_for
 
 IMAGE = "localhost/inmate:1"
+RUN = ("run", "--rm", "--network", "none", "--volume", "/usr:/usr:ro")
 Docker = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -39,8 +39,7 @@ def docker(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "exec-root": str(folder / "exec"), "pidfile": str(folder / "pid"), "hosts": [f"unix://{folder}/sock"],
     }  # fmt: skip
     (folder / "daemon.json").write_text(json.dumps(settings))
-    generated = cdi(shared_site.daemon.node, "generate", "--sim", "--output", str(folder / "cdi"), *PROFILES)
-    assert (generated.returncode, generated.stderr) == (0, "")
+    generate(shared_site.daemon.node, folder / "cdi", *PROFILES)
     guest.write_image(folder / "image.tar", IMAGE, shared_site.image(folder / "image"), ["/bin/sh"])
 
     env = os.environ | {"PATH": userlands.path_with("dockerd", (25, 0)), "DOCKER_HOST": f"unix://{folder}/sock"}
@@ -51,22 +50,17 @@ def docker(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Itera
             env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
-    with open(folder / "log", "wb") as log:
-        serve = ["dockerd", "--config-file", str(folder / "daemon.json")]
-        process = subprocess.Popen(serve, stdout=log, stderr=log, env=env)
-    wait_for(lambda: call("version").returncode == 0, "dockerd")
-    loaded = call("load", "--input", str(folder / "image.tar"))
-    assert loaded.returncode == 0, loaded
-    yield call
-    process.send_signal(signal.SIGTERM)
-    process.wait(TIMEOUT_SECONDS)
+    serve = ["dockerd", "--config-file", str(folder / "daemon.json")]
+    with guest.serving(serve, folder / "log", lambda: call("version").returncode == 0, env):
+        loaded = call("load", "--input", str(folder / "image.tar"))
+        assert loaded.returncode == 0, loaded
+        yield call
 
 
 @pytest.fixture
 def run(docker: Docker, site: Site) -> Docker:
     """`docker run`, to the container's end."""
-    words = ("run", "--rm", "--network", "none", "--volume", "/usr:/usr:ro")
-    return lambda *options, program=("/inmate", "views"): docker(*words, *options, IMAGE, *program)
+    return lambda *options, program=("/inmate", "views"): docker(*RUN, *options, IMAGE, *program)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +78,9 @@ def test_a_device_or_an_annotation_is_a_cap(run: Docker, options: list[str], siz
 
 
 def test_what_is_executed_in_a_container_has_its_cap(docker: Docker, site: Site) -> None:
-    options = ("--detach", "--rm", "--network", "none", "--volume", "/usr:/usr:ro", "--device", "hamirt.io/vgpu=small")
+    options = ("--detach", "--device", "hamirt.io/vgpu=small")
 
-    container = docker("run", *options, IMAGE, "/bin/sleep", "1000").stdout.strip()
+    container = docker(*RUN, *options, IMAGE, "/bin/sleep", "1000").stdout.strip()
     views = docker("exec", container, "/inmate", "views").stdout
     ended = docker("kill", container)
 
