@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -180,7 +181,11 @@ def print_bars(bars: Sequence[Bar], sim: bool) -> None:
 
 
 def main_of(measure: Any) -> None:
-    """Call a program's main function; a MeasureError or NvmlError is one line on stderr and exit status 1."""
+    """Call a program's main function; a MeasureError or NvmlError is one line on stderr and exit status 1.
+
+    What it has started ends with it, also where it is terminated.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         raise SystemExit(measure())
     except (MeasureError, NvmlError) as error:

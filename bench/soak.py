@@ -129,11 +129,12 @@ class Soak:
         load = [self.setup.program("load"), str(file.path), "1", "0"]
         argv = [sys.executable, "-m", "hamirt", "run", "--sim", "--name", name, "--mem", "4GiB", *options]
         program = Program([*argv, "--", *load], environment(self.setup, {"HAMIRT_ROOT": str(self.root)}))
+        tenant = Tenant(name, job, file, program, cap)
+        self.tenants.append(tenant)  # first: whatever happens now, it is ended with the others
         self.say(f"join {name}: {job.label}, {' '.join(options)}")
         wait_until(lambda: file.ready() or not program.running(), 30.0, f"{name} takes no jobs")
-        now = time.monotonic()
+        tenant.moved = time.monotonic()
         file.give(job, time.monotonic_ns(), FOREVER_NS)
-        self.tenants.append(Tenant(name, job, file, program, cap, moved=now))
 
     def end(self, tenant: Tenant, status: int) -> None:
         """Wait until it has ended, and check how."""
