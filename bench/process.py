@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ RESULT_PREFIX = "HMRESULT "
 KILL_WAIT_S = 30.0
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
 """Starts a program in a PID namespace of its own, with its own /proc: the driver asks that about itself."""
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,11 @@ class Ended:
         return None
 
     def why(self) -> str:
-        """Return one line that says how it ended: the last line of stderr where that was not well."""
-        last = self.stderr.strip().splitlines()[-1:] or ["no output on stderr"]
-        return "ended well" if self.status == 0 else f"status {self.status}: {last[0][:300]}"
+        """Return one line that says how it ended: where that was not well, the last line of stderr that names an error,
+        behind which PyTorch gives advice, or the very last."""
+        lines = self.stderr.strip().splitlines() or ["no output on stderr"]
+        last = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
+        return "ended well" if self.status == 0 else f"status {self.status}: {last[:300]}"
 
 
 def can_unshare() -> bool:

@@ -231,6 +231,16 @@ def ratio_bars(title: str, bar: float, runs: Sequence[Run]) -> Judged:
     return bars, []
 
 
+def eager_bars(name: str, runs: Sequence[Run]) -> Judged:
+    """Judge what a tenant does, capped far above what it needs, whose kernels come more slowly than the card works; and
+    show what two do together."""
+    own = [run for run in runs if run["role"] == "alone" or name in run["loads"]]
+    bars, _ = ratio_bars("many small kernels, windowed by a cap of 99 %", THREADS_BAR, own)
+    pairs = [shares(runs, index) for index in _indexes(runs, "with") if name not in runs[index]["loads"]]
+    rows = [["two of them, equal weights", f"{_beside(one)}: {sum(s.mean for s in one.values()):.3f}"] for one in pairs]
+    return bars, rows
+
+
 def latency_bars(name: str, runs: Sequence[Run]) -> Judged:
     """Judge the latency of requests beside tenants that saturate the card, and what these get of the rest."""
     label = next(load["job"] for run in runs for load in run["loads"].values() if load["latencies_ms"])

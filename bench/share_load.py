@@ -62,6 +62,16 @@ def burst() -> Job:
     return Job("burst 10 x 200 us", 200_000, kernels=10, depth=1, every_ns=20_000_000)
 
 
+def training() -> Job:
+    """Return the job of bench/share_torch.py that keeps the card busy."""
+    return Job("PyTorch training step", 0)
+
+
+def eager() -> Job:
+    """Return the one of many kernels that the processor launches more slowly than the card works."""
+    return Job("PyTorch eager inference", 0, kernels=300)
+
+
 def threads(count: int, us: int) -> Job:
     """Return the job of so many threads with a stream each; 0 us: empty kernels, 64 between two looks."""
     label = f"{count} threads, {us} us" if us else f"{count} threads, empty"

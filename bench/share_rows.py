@@ -17,6 +17,7 @@ from bench.share_bars import (
     cap_bars,
     change_bars,
     crowd_bars,
+    eager_bars,
     four_bars,
     killed_bars,
     latency_bars,
@@ -25,7 +26,7 @@ from bench.share_bars import (
     two_cap_bars,
     waiting_bars,
 )
-from bench.share_load import Job, burst, graph, saturate, threads, wait
+from bench.share_load import Job, burst, eager, graph, saturate, threads, training, wait
 
 MEM, TORCH_MEM, CROWD_MEM = "2GiB", "10GiB", "16GiB"
 """Caps on memory far above what the loads take, so that all tenants of a pool fit the card."""
@@ -97,6 +98,7 @@ def _members(options: Mapping[str, str], processes: int = 1, torch: bool = False
 _CAPPED = {f"cap{cap}": f"--sm {cap}" for cap in CAPS}
 CAPPED = Pool("caps", _members({**_CAPPED, "free": ""}), 6)
 TORCH = Pool("torch", _members({**_CAPPED, "free": ""}, torch=True), 45)
+EAGER = Pool("eager", _members({"windowed": "--sm 99", "one": "", "two": ""}, torch=True), 30)
 CROWD = Pool("crowd", _members({"crowd": "--sm 30", "free": ""}, processes=8), 8, daemon=False)
 _EQUALS = dict.fromkeys(("n1", "n2", "n3", "n4"), "")
 _OTHERS = {"w1": "--weight 100", "w3": "--weight 300", "s30": "--sm 30", "s60": "--sm 60"}
@@ -154,7 +156,14 @@ def rows(seconds: float = 5.0, alone_s: float = 2.0, rounds: int = 2) -> tuple[R
         capped("caps-5ms", CAPPED, saturate(5000)),
         capped("caps-graph", CAPPED, graph(50)),
         capped("caps-wait", CAPPED, wait(500)),
-        capped("caps-torch", TORCH, Job("PyTorch training step", 0)),
+        capped("caps-torch", TORCH, training()),
+        Row(
+            "eager",
+            EAGER,
+            (*paired({"windowed": eager()}), *paired(dict.fromkeys(("one", "two"), eager()), count=1), *alone(eager())),
+            partial(eager_bars, "windowed"),
+            natively=True,
+        ),
         Row(
             "crowd",
             CROWD,

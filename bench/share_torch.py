@@ -1,9 +1,11 @@
-"""A PyTorch training step as a load: counts its steps in the file that bench/share_load.py reads.
+"""PyTorch as a load, training or eager inference: counts its steps in the file that bench/share_load.py reads.
 
     python3 -m bench.share_torch FILE
 
-A step is mixed-precision forward, backward and AdamW of a small transformer, large enough to keep the card busy. Two
-steps are under way at a time, as in any loop that looks at its loss late.
+A training step is mixed-precision forward, backward and AdamW of a small transformer, large enough to keep the card
+busy. A step of inference is the forward pass of a smaller one, in hundreds of kernels of a few microseconds, which the
+processor launches more slowly than the card works. Two steps are under way at a time, as in any loop that looks at its
+loss late.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.guest import need, not_available
-from bench.share_load import FINISHED, FROM_NS, JOB, PID, QUIT, UNTIL_NS, LoadFile
+from bench.share_load import FINISHED, FROM_NS, JOB, KERNELS, PID, QUIT, UNTIL_NS, LoadFile
 
 torch = need("torch")
 
 WIDTH, LAYERS, HEADS, BATCH, LENGTH, WORDS = 1024, 6, 16, 32, 256, 4096
+SMALL_WIDTH, SMALL_LAYERS, SMALL_BATCH, SMALL_LENGTH = 256, 24, 4, 32
 STEP_WORK_NS = 10_000_000
 """What a step counts as work; a share does not depend on it."""
 HELD_NS = 300_000
@@ -30,15 +33,20 @@ UNDER_WAY = 2
 POLL_S = 0.002
 
 
+def transformer(width: int, layers: int) -> Any:
+    """Return a model on the card; without its dropout it computes the same in training and out of it."""
+    make = torch.nn
+    torch.manual_seed(1)
+    one = make.TransformerEncoderLayer(width, HEADS, 4 * width, dropout=0.0, batch_first=True)
+    parts = make.Embedding(WORDS, width), make.TransformerEncoder(one, layers), make.Linear(width, WORDS)
+    return make.Sequential(*parts).cuda()
+
+
 class Training:
     """The model, and a step of it."""
 
     def __init__(self) -> None:
-        layers = torch.nn
-        torch.manual_seed(1)
-        one = layers.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True)
-        parts = layers.Embedding(WORDS, WIDTH), layers.TransformerEncoder(one, LAYERS), layers.Linear(WIDTH, WORDS)
-        self.network = layers.Sequential(*parts).cuda()
+        self.network = transformer(WIDTH, LAYERS)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4)
         self.words = torch.randint(0, WORDS, (BATCH, LENGTH), device="cuda")
 
@@ -52,6 +60,23 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        after.record()
+        return before, after
+
+
+class Inference:
+    """Another, of which no step is large; out of training its layers would be one fused kernel each."""
+
+    def __init__(self) -> None:
+        self.network = transformer(SMALL_WIDTH, SMALL_LAYERS).half()
+        self.words = torch.randint(0, WORDS, (SMALL_BATCH, SMALL_LENGTH), device="cuda")
+
+    def step(self) -> tuple[Any, Any]:
+        """Queue one step; return the events before and after it."""
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        with torch.no_grad():
+            self.network(self.words)
         after.record()
         return before, after
 
@@ -80,14 +105,14 @@ class Account:
         self.note()
 
 
-def work(training: Training, account: Account) -> None:
+def work(model: Training | Inference, account: Account) -> None:
     """Do the job that the file names."""
     file, queue = account.file, collections.deque[tuple[Any, Any]]()
     time.sleep(max(0.0, (file.word(FROM_NS) - time.monotonic_ns()) / 1e9))
     account.last = None
     account.note()
     while time.monotonic_ns() < file.word(UNTIL_NS):
-        queue.append(training.step())
+        queue.append(model.step())
         if len(queue) == UNDER_WAY:
             account.count(*queue.popleft())
     while queue:
@@ -99,9 +124,10 @@ def main() -> None:
     if not torch.cuda.is_available():
         not_available("torch.cuda.is_available() is False")
     file = LoadFile(Path(sys.argv[1]))
-    training = Training()
+    training, inference = Training(), Inference()
     for _ in range(WARM_STEPS):
         training.step()
+        inference.step()
     torch.cuda.synchronize()
     account = Account(file)
     file.set(PID, os.getpid())
@@ -110,7 +136,7 @@ def main() -> None:
         if job == file.word(FINISHED):
             time.sleep(POLL_S)
             continue
-        work(training, account)
+        work(inference if file.word(KERNELS) > 1 else training, account)
         file.set(FINISHED, job)
 
 

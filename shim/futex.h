@@ -1,4 +1,4 @@
-/* Waiting for words in memory, shared between processes or not. Also linked into hamirt._region. */
+/* Time, and waiting for words in memory, shared between processes or not. Also linked into hamirt._region. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -6,6 +6,18 @@
 #define HM_US INT64_C(1000)
 #define HM_MS INT64_C(1000000)
 #define HM_FOREVER INT64_MAX
+
+static inline int64_t
+hm_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int64_t
+hm_max(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
 
 struct hm_watch {
     const uint32_t *word;

@@ -131,7 +131,10 @@ count_collective(int device, struct hm_use *use)
         __atomic_store_n(ganged, 1, __ATOMIC_RELEASE);
 }
 
-/* The thread goes on with another stream. Where the tail can't be marked now, it becomes a note, for the reaper. */
+/*
+ * The thread goes on with another stream, or with work that is to be measured by itself: what is long, or was never seen.
+ * Where the tail can't be marked now, it becomes a note, for the reaper.
+ */
 static void
 put_aside(struct hm_line *line)
 {
@@ -179,7 +182,7 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
     if (line == NULL)
         return;
     *pass = (struct hm_pass){.line = line, .work = work};
-    pass->cost_ns = hm_cost_of(work, &pass->known);
+    hm_cost_of(pass);
     for (;;) {
         uint32_t word;
 
@@ -197,7 +200,8 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
             hm_end_launch(line);
             continue;
         }
-        if (HM_UNLIKELY(line->tail.launches > 0 && !hm_line_is_on(line, &line->tail, stream)))
+        if (HM_UNLIKELY(line->tail.launches > 0 &&
+                        (pass->cost_ns >= HM_MARK_NS || !hm_line_is_on(line, &line->tail, stream))))
             put_aside(line);
         if ((word & HM_GATE_STATES) == HM_GATE_FREE) {
             CUcontext context = NULL;
@@ -230,14 +234,12 @@ account(const struct hm_pass *pass)
     __atomic_fetch_add(&lane->ahead_ns, (int64_t)pass->cost_ns, __ATOMIC_RELAXED);
     __atomic_store_n(&tail->launches, tail->launches + 1,
                      __ATOMIC_RELAXED); /* partner: hm_line_tidy */
+    tail->kind[(tail->launches - 1) % HM_KINDS] = pass->kind;
     if (tail->launches == 1) {
-        tail->work = pass->work;
         __atomic_store_n(&tail->begun_ns, hm_now_ns(), __ATOMIC_RELAXED);
         tail->cost_ns = 0;
-        tail->known = true;
+        tail->known = tail->tells = true;
         REAL(cuCtxGetCurrent(&tail->context));
-    } else if (tail->work != pass->work) {
-        tail->work = 0;
     }
     tail->known &= pass->known;
     tail->cost_ns += pass->cost_ns;

@@ -17,6 +17,7 @@ struct hm_pass {
     struct hm_line *line; /* NULL: nothing to settle */
     hm_work work;
     uint64_t cost_ns; /* predicted */
+    uint16_t kind;    /* its place in hm_costs; HM_NO_KIND */
     bool known;       /* this work was seen before */
     bool windowed;
 };

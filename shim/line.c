@@ -198,7 +198,7 @@ forget(struct hm_line *line, CUstream stream, CUcontext context)
 
         if (stream != NULL && tail->stream == stream) {
             tail->stream = NULL;
-            tail->work = 0;
+            tail->tells = false;
         } else if (stream == NULL && tail->context == context && tail->launches > 0) {
             __atomic_fetch_sub(&hm_lanes[line->device].ahead_ns, (int64_t)tail->cost_ns,
                                __ATOMIC_RELAXED);

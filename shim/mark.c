@@ -40,8 +40,8 @@ finish(const struct hm_line *line, struct hm_mark *mark, uint64_t now_ns)
 
     if (first)
         tell_start(lane, mark, now_ns);
-    if (mark->work != 0 && mark->context != NULL && now_ns > begun && !(first && mark->known)) {
-        hm_cost_learn(mark->work, now_ns - begun, mark->launches);
+    if (mark->tells && mark->context != NULL && now_ns > begun && !(first && mark->known)) {
+        hm_cost_learn(mark, now_ns - begun, begun > mark->begun_ns);
         if (mark->launches == 1 && now_ns - begun > lane->use->longest_ns)
             __atomic_store_n(&lane->use->longest_ns, now_ns - begun, __ATOMIC_RELAXED);
     }

@@ -10,6 +10,8 @@
 
 #define HM_MARKS 64 /* of a line, at a time; a power of two */
 #define HM_NOTED 8  /* streams that a thread uses while the gate is free */
+#define HM_KINDS 16 /* of the last launches before a mark; a power of two */
+#define HM_NO_KIND UINT16_MAX
 
 #define HM_IDLE_NS (300 * HM_US)    /* a shorter pause is no pause */
 #define HM_MARK_NS (250 * HM_US)    /* predicted work between two marks */
@@ -18,23 +20,25 @@
 /* An event on a stream behind some work: that has ended when the event has. */
 struct hm_mark {
     CUevent event;
-    CUcontext context; /* the event's; NULL: there is none */
-    CUstream stream;   /* as hm_tail.stream */
-    uint64_t begun_ns; /* when the first of the work was launched */
-    uint64_t cost_ns;  /* predicted */
-    hm_work work;      /* 0: several kinds */
-    uint32_t launches; /* 0: it has ended */
-    bool known;        /* cost_ns was learned */
+    CUcontext context;       /* the event's; NULL: there is none */
+    CUstream stream;         /* as hm_tail.stream */
+    uint64_t begun_ns;       /* when the first of the work was launched */
+    uint64_t cost_ns;        /* predicted */
+    uint32_t launches;       /* 0: it has ended */
+    bool known;              /* cost_ns was learned */
+    bool tells;              /* the time to its end says how long the work takes */
+    uint16_t kind[HM_KINDS]; /* of launch N at N % HM_KINDS */
 };
 
 /* Launches on one stream that are not marked yet. */
 struct hm_tail {
     CUstream stream; /* hm_stream_named; NULL: all of the context's */
     CUcontext context;
-    hm_work work; /* 0: several kinds */
     uint64_t begun_ns, cost_ns;
     uint32_t launches; /* 0: none */
     bool known;
+    bool tells;              /* as in hm_mark */
+    uint16_t kind[HM_KINDS]; /* as in hm_mark */
 };
 
 struct hm_line {
@@ -94,10 +98,10 @@ bool hm_line_tidy(struct hm_line *line, bool over, bool free, uint64_t now_ns);
 /* mark.c: the reaper goes into a context, NULL: out of all. */
 void hm_mark_enter(CUcontext context);
 
-/* window.c: predicted GPU time of some work. known: it was seen before. */
-uint64_t hm_cost_of(hm_work work, bool *known);
-/* window.c: launches of one kind took so long together. */
-void hm_cost_learn(hm_work work, uint64_t elapsed_ns, uint32_t launches);
+/* cost.c: predicted GPU time of the work of a launch, whether it was seen before, and its kind. */
+void hm_cost_of(struct hm_pass *pass);
+/* cost.c: the work before a mark took so long. queued: the card had other work of ours until it began this. */
+void hm_cost_learn(const struct hm_mark *mark, uint64_t elapsed_ns, bool queued);
 /* window.c: whether `cost_ns` more may be in flight, and the line has places for their marks. */
 bool hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t window_ns,
                     uint64_t cost_ns);

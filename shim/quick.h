@@ -20,10 +20,10 @@ struct hm_cost {
 extern struct hm_cost hm_costs[HM_COSTS] __attribute__((visibility("hidden")));
 
 /* Where a work's cost is, or the next free place behind it. */
-static inline struct hm_cost *
-hm_cost_at(hm_work work, uint32_t next)
+static inline uint16_t
+hm_kind(hm_work work, uint32_t next)
 {
-    return &hm_costs[((work >> HM_COSTS_SHIFT) + next) % HM_COSTS];
+    return (uint16_t)(((work >> HM_COSTS_SHIFT) + next) % HM_COSTS);
 }
 
 /* Where the calling thread launches, if there is no question: on the only device. NULL: the long way finds out. */
@@ -158,7 +158,7 @@ static inline __attribute__((always_inline)) uint64_t
 hm_quick_windowed(struct hm_line *line, const struct hm_lane *lane, hm_work work, CUstream stream,
                   bool per_thread)
 {
-    const struct hm_cost *cost = hm_cost_at(work, 0);
+    const struct hm_cost *cost = &hm_costs[hm_kind(work, 0)];
     uint64_t ns;
 
     if ((work & HM_COLLECTIVE) || !hm_quick_begin(line, lane, stream, per_thread))
@@ -180,10 +180,9 @@ hm_quick_joins(struct hm_line *line, struct hm_lane *lane, hm_work work, uint64_
 {
     if (HM_LIKELY(result == CUDA_SUCCESS)) {
         __atomic_fetch_add(&lane->ahead_ns, (int64_t)cost_ns, __ATOMIC_RELAXED);
+        line->tail.kind[line->tail.launches % HM_KINDS] = hm_kind(work, 0);
         __atomic_store_n(&line->tail.launches, line->tail.launches + 1, __ATOMIC_RELAXED);
         line->tail.cost_ns += cost_ns;
-        if (line->tail.work != work)
-            line->tail.work = 0; /* several kinds */
         lane->use->launches++;
     }
     hm_end_launch(line);

@@ -170,6 +170,8 @@ slot_ns(const struct hm_card *card)
         if (party == holder || !party->wants || !hm_party_may_open(party))
             continue;
         wanting++;
+        if (hm_party_is_batch(party) && !hm_party_is_batch(holder))
+            continue; /* what it gets beside others does not go by its weight */
         if (hm_party_weight(party) > heaviest)
             heaviest = hm_party_weight(party);
     }

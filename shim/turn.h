@@ -10,18 +10,6 @@
 #define HM_LEAST_SLOT_NS (2 * HM_MS)
 #define HM_UNUSED_NS (5 * HM_MS) /* who asked for the card and does not launch loses it */
 
-static inline int64_t
-hm_min(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline int64_t
-hm_max(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 static inline uint32_t
 hm_load(const uint32_t *word)
 {

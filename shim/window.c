@@ -1,74 +1,13 @@
-/*
- * How much a process may have in flight, counted in predicted GPU time. What
- * work takes is learned from marks: the time from its launch, or from the end
- * of what was before it, to its own end.
- */
+/* How much a process may have in flight, counted in predicted GPU time, and the marks that say when it ends. */
 #include "quick.h"
 
-#define PROBES 8
-#define MEAN_OF 16
-#define LONGEST_NS (1000 * HM_MS)
-#define LEAD \
-    4 /* the window's part that the next launch comes ahead of the end of the    \
-       last; a short one has none */
+#include <string.h>
+
+/* The window's part that the next launch comes ahead of the end of the last; a short one has none. */
+#define LEAD 4
 #define LEAST_WAIT_NS (20 * HM_US)
 #define SHORT_WINDOW_NS (500 * HM_US)
 #define SPIN_NS (100 * HM_US) /* of short windows: a sleep takes at least so long */
-
-struct hm_cost hm_costs[HM_COSTS];
-
-static struct hm_cost *
-find(hm_work work, bool make)
-{
-    for (uint32_t i = 0; i < PROBES; i++) {
-        struct hm_cost *cost = hm_cost_at(work, i);
-        hm_work found = __atomic_load_n(&cost->work, __ATOMIC_RELAXED);
-
-        if (found == 0 && make &&
-            __atomic_compare_exchange_n(&cost->work, &found, work, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED))
-            return cost;
-        if (found == work)
-            return cost;
-        if (found == 0)
-            return NULL;
-    }
-    return NULL;
-}
-
-uint64_t
-hm_cost_of(hm_work work, bool *known)
-{
-    const struct hm_cost *found = find(work, false);
-    uint64_t ns = found != NULL ? __atomic_load_n(&found->ns, __ATOMIC_RELAXED) : 0;
-
-    *known = ns > 0;
-    return ns > 0 ? ns : HM_UNKNOWN_NS;
-}
-
-/*
- * A running mean. One measurement may be too short by as much as the next is
- * too long, since ends are seen late, so that both count alike; but a very long
- * one is somebody else's doing, or the first launch's.
- */
-void
-hm_cost_learn(hm_work work, uint64_t elapsed_ns, uint32_t launches)
-{
-    struct hm_cost *cost = find(work, true);
-    uint64_t ns = elapsed_ns / launches, before;
-    int64_t share;
-
-    if (cost == NULL)
-        return; /* the table is full there: it stays unknown, and is marked one by
-               one */
-    before = cost->ns;
-    share = cost->seen < MEAN_OF ? 1 + cost->seen : MEAN_OF;
-    if (cost->seen >= MEAN_OF && ns > 2 * before)
-        ns = 2 * before;
-    ns = (uint64_t)((int64_t)before + ((int64_t)ns - (int64_t)before) / share);
-    __atomic_store_n(&cost->ns, ns > LONGEST_NS ? LONGEST_NS : ns < 1 ? 1 : ns, __ATOMIC_RELAXED);
-    cost->seen++;
-}
 
 /* Predicted GPU time that is still to come, ns. */
 static int64_t
@@ -170,9 +109,10 @@ hm_window_mark(struct hm_line *line, struct hm_tail *tail)
     mark->stream = tail->stream;
     mark->begun_ns = tail->begun_ns;
     mark->cost_ns = tail->cost_ns;
-    mark->work = tail->work;
     mark->launches = tail->launches;
     mark->known = tail->known;
+    mark->tells = tail->tells;
+    memcpy(mark->kind, tail->kind, sizeof(mark->kind));
     __atomic_store_n(&tail->launches, 0, __ATOMIC_RELAXED); /* partner: hm_line_tidy */
     tail->cost_ns = 0;
     __atomic_store_n(&line->marked, line->marked + 1, __ATOMIC_RELEASE); /* partner: the reaper */
