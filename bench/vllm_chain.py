@@ -82,6 +82,7 @@ def rag(node: Node) -> Found:
                 first = number * size
                 if first < queries[side]:
                     blocks.append(_block(node, side, sides[side], first, min(size, queries[side] - first)))
+                    print(f"  {side}: {blocks[-1]['queries_per_s']:.1f} queries/s", flush=True)
     traces = {name: sampler.trace for name, sampler in samplers.items()}
     footprints = {
         name: {"peak_bytes": trace.peak_tree(), "cap_bytes": CAPS_MIB[name] * MIB, "hz": trace.rate()}

@@ -259,6 +259,16 @@ hm_arbiter_handover_ns(struct hm_arbiter *arbiter, int card)
 }
 
 void
+hm_arbiter_saw(struct hm_arbiter *arbiter, int card, uint32_t busy_percent)
+{
+    pthread_mutex_lock(&arbiter->mutex);
+    if (card >= 0 && card < CARDS && arbiter->card[card].count > 0)
+        hm_card_saw(&arbiter->card[card], busy_percent, hm_now_ns());
+    pthread_mutex_unlock(&arbiter->mutex);
+    hm_futex_ring(&arbiter->wake);
+}
+
+void
 hm_arbiter_stop(struct hm_arbiter *arbiter)
 {
     __atomic_store_n(&arbiter->stop, true, __ATOMIC_RELEASE);

@@ -15,6 +15,16 @@
 #define LONGEST_DRAIN_NS (500 * HM_MS)
 #define ASK_NS (3 * HM_MS) /* not drained after so long: is the process alive? */
 #define MISSES_NS (10000 * HM_MS)
+/* Tenants that take turns and leave the card idle for half of the time may have it all at once, until it is busy. */
+#define SPARSE_PERCENT 50
+#define FULL_PERCENT 80
+#define LOOKS 3
+#define LOOK_NS (900 * HM_MS) /* between two; NVML speaks of the last second */
+/* Nobody said for so long how busy it is. */
+#define UNSEEN_NS (5000 * HM_MS)
+/* After it was busy then, they take turns for so long at least, and at most. */
+#define LEAST_TAKEN_NS (10000 * HM_MS)
+#define MOST_TAKEN_NS (320000 * HM_MS)
 
 static void
 set_gate(struct hm_party *party, uint32_t slot, enum hm_gate_state state)
@@ -41,6 +51,24 @@ set_window(const struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     __atomic_store_n(&party->gate->window_ns, (uint32_t)window, __ATOMIC_RELAXED);
 }
 
+static void
+free_gate(struct hm_party *party, uint32_t slot, uint64_t since_ns)
+{
+    party->free_since_ns = since_ns;
+    set_gate(party, slot, HM_GATE_FREE);
+}
+
+static void
+close_free_gate(struct hm_party *party, uint64_t since_ns, uint64_t now_ns)
+{
+    party->free_since_ns = 0;
+    party->was_busy = false; /* an end from before is none of this */
+    party->gate->free_ns += now_ns - since_ns;
+    /* what is still queued is charged, what was done is not */
+    party->gate->charged_until_ns = now_ns;
+    set_gate(party, hm_party_slot(party), HM_GATE_CLOSED);
+}
+
 static bool
 is_contended(const struct hm_card *card, uint64_t now_ns)
 {
@@ -59,8 +87,7 @@ start_slot(struct hm_card *card, uint64_t now_ns)
     party->charged_before_ns = party->gate->charged_ns;
     party->gate->slots++;
     set_window(card, party, now_ns);
-    set_gate(party, (hm_party_slot(party) + 1) & (UINT32_MAX / HM_GATE_SLOT),
-             metered ? HM_GATE_WINDOWED : HM_GATE_FREE);
+    set_gate(party, hm_party_next_slot(party), metered ? HM_GATE_WINDOWED : HM_GATE_FREE);
 }
 
 static void
@@ -68,15 +95,12 @@ close_gate(struct hm_card *card, uint64_t now_ns)
 {
     struct hm_party *party = card->holder;
 
-    if (hm_party_state(party) == HM_GATE_FREE) {
-        party->was_busy = false; /* an end from before is none of this */
-        party->gate->free_ns += now_ns - card->opened_ns;
-        /* what is still queued is charged, what was done is not */
-        party->gate->charged_until_ns = now_ns;
-    }
     card->state = HM_CARD_DRAINING;
     card->closed_ns = now_ns;
-    set_gate(party, hm_party_slot(party), HM_GATE_CLOSED);
+    if (hm_party_state(party) == HM_GATE_FREE)
+        close_free_gate(party, card->opened_ns, now_ns);
+    else
+        set_gate(party, hm_party_slot(party), HM_GATE_CLOSED);
 }
 
 static void
@@ -112,6 +136,24 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
         hm_turn_advance(card);
 }
 
+/*
+ * Whether the tenants may have the card all at once. Those that are capped have to be metered, and a gang's processes wait for
+ * each other on the card.
+ */
+static bool
+may_be_open(const struct hm_card *card, uint64_t now_ns)
+{
+    if (card->sparse_ns == 0 || now_ns > card->busy_seen_ns + UNSEEN_NS)
+        return false;
+    for (int i = 0; i < card->count; i++) {
+        const struct hm_party *party = card->party[i];
+
+        if (party->ganged || (hm_party_is_capped(party) && (party->wants || party == card->holder)))
+            return false;
+    }
+    return true;
+}
+
 /* What the gang still has of its other cards is closed. */
 static void
 close_others(struct hm_card *card, uint64_t now_ns)
@@ -134,6 +176,13 @@ go_on(struct hm_card *card, uint64_t now_ns)
     struct hm_party *party = card->holder;
     uint64_t end = hm_turn_end_ns(card, now_ns), opening = hm_turn_opening_ns(card, now_ns);
 
+    if (hm_turn_claimed(card) && may_be_open(card, now_ns)) {
+        card->holder = NULL;
+        card->state = HM_CARD_OPEN;
+        free_gate(party, hm_party_slot(party),
+                  hm_party_state(party) == HM_GATE_FREE ? card->opened_ns : now_ns);
+        return now_ns;
+    }
     if (end <= now_ns) {
         if (!party->entered && now_ns >= card->opened_ns + HM_UNUSED_NS)
             hm_party_excuse(party, true); /* who asked for the card and does not run */
@@ -233,9 +282,44 @@ reserved(struct hm_card *card, uint64_t now_ns)
     return now_ns;
 }
 
+/* All gates are free until the card has enough to do. Then they are closed, and it is waited for all that were open. */
+static uint64_t
+stay_open(struct hm_card *card, uint64_t now_ns)
+{
+    bool open = may_be_open(card, now_ns);
+
+    for (int i = 0; i < card->count; i++) {
+        struct hm_party *party = card->party[i];
+
+        if (open && party->wants && party->free_since_ns == 0) {
+            party->gate->slots++;
+            free_gate(party, hm_party_next_slot(party), now_ns);
+        } else if (!open && party->free_since_ns != 0) {
+            close_free_gate(party, party->free_since_ns, now_ns);
+            party->leaves = true;
+        }
+    }
+    if (open)
+        return card->busy_seen_ns + UNSEEN_NS + 1;
+    card->state = HM_CARD_IDLE;
+    card->closed_ns = now_ns;
+    card->claimed_ns = card->freed_ns = 0;
+    return now_ns;
+}
+
 static uint64_t
 hand_out(struct hm_card *card, uint64_t now_ns)
 {
+    for (int i = 0; i < card->count; i++) {
+        if (!card->party[i]->leaves)
+            continue;
+        card->holder = card->party[i];
+        card->holder->leaves = false;
+        card->holder->charged_before_ns = card->holder->gate->charged_ns;
+        card->opened_ns = card->closed_ns;
+        card->state = HM_CARD_DRAINING;
+        return now_ns;
+    }
     card->holder = hm_turn_choose(card, now_ns);
     if (card->holder == NULL)
         return hm_turn_opening_ns(card, now_ns);
@@ -267,9 +351,33 @@ hm_card_step(struct hm_card *card, uint64_t now_ns)
         case HM_CARD_DRAINING:
             next = drain(card, now_ns);
             break;
+        case HM_CARD_OPEN:
+            next = stay_open(card, now_ns);
+            break;
         }
     }
     return card->touched ? now_ns : next;
+}
+
+void
+hm_card_saw(struct hm_card *card, uint32_t busy_percent, uint64_t now_ns)
+{
+    if (now_ns < card->busy_seen_ns + LOOK_NS)
+        return;
+    card->busy_seen_ns = now_ns;
+    if (busy_percent >= FULL_PERCENT && card->sparse_ns > 0) {
+        /* the shorter it went well, the longer it is not tried again */
+        card->taken_ns = now_ns > card->sparse_ns + MOST_TAKEN_NS
+                             ? LEAST_TAKEN_NS
+                             : (uint64_t)hm_max(hm_min((int64_t)card->taken_ns * 2, MOST_TAKEN_NS),
+                                                LEAST_TAKEN_NS);
+        card->taken_until_ns = now_ns + card->taken_ns;
+        card->sparse_ns = 0;
+    }
+    if (busy_percent >= SPARSE_PERCENT || !is_contended(card, now_ns))
+        card->idle_looks = 0;
+    else if (++card->idle_looks >= LOOKS && now_ns >= card->taken_until_ns && card->sparse_ns == 0)
+        card->sparse_ns = now_ns;
 }
 
 bool
@@ -277,6 +385,15 @@ hm_card_hurries(const struct hm_card *card, uint64_t now_ns)
 {
     return card->holder != NULL && !hm_party_is_latency(card->holder) &&
            now_ns < card->latency_until_ns;
+}
+
+/* Other tenants, another load. */
+static void
+try_again(struct hm_card *card)
+{
+    card->taken_until_ns = card->taken_ns = 0;
+    if (card->count == 0)
+        card->sparse_ns = card->idle_looks = 0;
 }
 
 bool
@@ -288,13 +405,14 @@ hm_card_add(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     party->percent = hm_party_percent(party);
     if (party->gang == NULL)
         party->gang = party;
+    try_again(card);
     card->party[card->count++] = party;
     card->virtual_ns = hm_max(card->virtual_ns, party->gate->virtual_ns);
     hm_party_look(party);
     if (hm_party_state(party) == HM_GATE_CLOSED && party->drained)
         return true;
     /* Another arbiter left it so: it is at work, maybe beside others, until they are drained one by one. */
-    if (card->holder == NULL) {
+    if (card->holder == NULL && card->state != HM_CARD_OPEN) {
         card->holder = party;
         card->rank = hm_party_is_batch(party) ? 3 : 2;
         card->state = hm_party_state(party) == HM_GATE_CLOSED ? HM_CARD_DRAINING : HM_CARD_HELD;
@@ -315,6 +433,7 @@ hm_card_remove(struct hm_card *card, struct hm_party *party)
     for (int i = 0; i < card->count; i++)
         if (card->party[i] == party)
             card->party[i--] = card->party[--card->count];
+    try_again(card);
     while (before->gang != party)
         before = before->gang;
     before->gang = party->gang;

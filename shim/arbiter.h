@@ -3,7 +3,9 @@
  *
  * GPU time is handed out in slots: one tenant possesses the card at a time. The arbiter opens its gate; closes it at the
  * end of the slot; waits until every process that launched in it has said that its work has ended; charges the tenant the
- * time that it had work outstanding; opens the next gate. Time is an argument of everything here, and nothing sleeps.
+ * time that it had work outstanding; opens the next gate. Where tenants that take turns leave the card idle most of the
+ * time, because their processors don't keep up with it, all gates are open until it has enough to do: whoever arbitrates
+ * says how busy the card is. Time is an argument of everything here, and nothing sleeps.
  * Also linked into hamirt._region, where tests drive it in virtual time.
  */
 #pragma once
@@ -41,6 +43,8 @@ struct hm_party {
     uint64_t wanted_since_ns;       /* 0: it does not wait */
     uint64_t seen_ns;               /* when it last wanted or had the card */
     uint64_t missed_ns[3];          /* the last slots whose work did not end in time */
+    uint64_t free_since_ns;         /* while all gates are open; 0: its own is not */
+    bool leaves;                    /* they were closed, and its work is still to be waited for */
     uint64_t absent[HM_SLOTS / 64]; /* processes that are not waited for: dead, or stopped */
     uint32_t absent_was[HM_SLOTS];  /* what such a process would change if it ran */
 };
@@ -50,6 +54,7 @@ enum hm_card_state {
     HM_CARD_RESERVED, /* for a gang, which waits for its other cards */
     HM_CARD_HELD,     /* one gate is open */
     HM_CARD_DRAINING, /* it was closed, its work has not ended */
+    HM_CARD_OPEN,     /* nobody has it: all gates are free, of those that asked for it */
 };
 
 struct hm_card {
@@ -69,6 +74,12 @@ struct hm_card {
     uint64_t contended_until_ns; /* others wanted the card of late: no gate is free */
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
     int64_t virtual_ns;          /* how far the fair queue is */
+
+    uint64_t busy_seen_ns; /* when somebody said how busy it is; 0: never */
+    uint32_t
+        idle_looks; /* so often in succession it had little to do, although somebody waited for it */
+    uint64_t sparse_ns;                /* since when it may be open to all; 0: it may not */
+    uint64_t taken_until_ns, taken_ns; /* not before then; how long that was */
 };
 
 /* A tenant joins or leaves a card; what it was doing goes on, so that another arbiter can take over at any moment. */
@@ -77,6 +88,9 @@ void hm_card_remove(struct hm_card *card, struct hm_party *party);
 
 /* Do what is to be done now. Returns when to look again if no bell rings before; UINT64_MAX: not at all. */
 uint64_t hm_card_step(struct hm_card *card, uint64_t now_ns);
+
+/* The card had work for so much of the last moment, percent: by NVML, about once a second. */
+void hm_card_saw(struct hm_card *card, uint32_t busy_percent, uint64_t now_ns);
 
 /* Others have the card and one of class latency may want it at any moment: whoever can afford it looks all the time, since to
    be woken takes as long as a small kernel, and now and then a hundred times that. */

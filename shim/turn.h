@@ -63,6 +63,12 @@ hm_party_slot(const struct hm_party *party)
     return party->gate->word / HM_GATE_SLOT;
 }
 
+static inline uint32_t
+hm_party_next_slot(const struct hm_party *party)
+{
+    return (hm_party_slot(party) + 1) & (UINT32_MAX / HM_GATE_SLOT);
+}
+
 /* party.c: read the usage page: what the tenant's processes say. */
 void hm_party_look(struct hm_party *party);
 /* party.c: those that owe us an answer and are dead don't any more; with `all`, nor do those that may be stopped. */

@@ -20,30 +20,35 @@ from bench.nvml import Nvml
 from tests.gpu.cuda import Cuda, CudaError
 
 MIB = 1 << 20
-STEP_BYTES = 64 * MIB
+PIECES_BYTES = (64 * MIB, 12 * MIB)
 TIMEOUT_S = 60
 
 
 def fill_with_torch(torch: Any) -> tuple[int, str, Any]:
     """Take the card in tensors until PyTorch says no; return the bytes, its error, and what holds them."""
-    held = [torch.ones(STEP_BYTES, dtype=torch.uint8, device="cuda")]  # its kernel has no room later
-    try:
-        while True:
-            held.append(torch.empty(STEP_BYTES, dtype=torch.uint8, device="cuda"))
-    except Exception as error:
-        torch.cuda.synchronize()
-        return len(held) * STEP_BYTES, type(error).__name__, held
+    held = [torch.ones(PIECES_BYTES[0], dtype=torch.uint8, device="cuda")]  # its kernel has no room later
+    refused = ""
+    for size in PIECES_BYTES:
+        try:
+            while True:
+                held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except Exception as error:
+            refused = type(error).__name__
+    torch.cuda.synchronize()
+    return sum(map(len, held)), refused, held
 
 
 def fill_with_driver(cuda: Cuda) -> tuple[int, str, Any]:
     """The same through cuMemAlloc."""
-    count = 0
-    try:
-        while True:
-            cuda.allocate(STEP_BYTES)
-            count += 1
-    except CudaError as error:
-        return count * STEP_BYTES, str(error), cuda
+    taken, refused = 0, ""
+    for size in PIECES_BYTES:
+        try:
+            while True:
+                cuda.allocate(size)
+                taken += size
+        except CudaError as error:
+            refused = str(error)
+    return taken, refused, cuda
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ import signal
 import psutil
 import pytest
 
-from bench.share_load import saturate
+from bench.share_load import Job, saturate
+from hamirt.region import lib
 from tests.node.conftest import TIMEOUT_SECONDS, Node
 from tests.node.daemons import Daemon
 from tests.node.loads import MEMORY, Compile, Load, after, compiled, page_of
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.realtime
 __all__ = ["compiled"]
 
 HALF_MS = saturate(500)
+SPARSE = Job("30 us every 200", 30_000, depth=1, every_ns=200_000)
 STUCK = "tests/shim/programs/trap_stuck.c"
 
 
@@ -55,6 +57,22 @@ def test_neighbours_of_a_killed_process_go_on_at_once(daemon: Daemon, node: Node
 
     assert second.longest_pause(killed, after(1, killed)) < 0.05 + 0.25  # of a machine that has other things to do
     assert first.process.wait(TIMEOUT_SECONDS) == 128 + signal.SIGKILL
+
+
+def test_tenants_that_leave_the_card_idle_have_it_all_at_once(daemon: Daemon, node: Node, compiled: Compile) -> None:
+    """...until one of them keeps it busy: each holds it all along, in pauses of less than 0.3 ms."""
+    first, second = Load(node, compiled, "first"), Load(node, compiled, "second")
+
+    def gates() -> list[int]:
+        return [load.gate().word & lib.HM_GATE_STATES for load in (first, second)]
+
+    for load in (first, second):
+        load.work(SPARSE, 30)
+    wait_for(lambda: gates() == [lib.HM_GATE_FREE] * 2, "both gates to be free")
+    third = Load(node, compiled, "third")
+    third.work(HALF_MS, 10)
+
+    wait_for(lambda: lib.HM_GATE_CLOSED in gates(), "them to take turns again")
 
 
 @pytest.mark.parametrize("what", ["host", "value"])

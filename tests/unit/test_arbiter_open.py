@@ -1,0 +1,161 @@
+"""Tenants whose processors don't keep up with the card have it all at once, as long as it has little to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.arbiter_world import (
+    BATCH,
+    CLOSED,
+    FREE,
+    LATENCY,
+    MS,
+    NORMAL,
+    STATES,
+    US,
+    Load,
+    Process,
+    S,
+    Tenant,
+    World,
+    shares,
+)
+
+SPARSE = Load(kernel_ns=100 * US, kernels=1, pause_ns=250 * US)
+"""It holds the card all the time, since a pause of less than 0.3 ms is none, and works at it for a quarter of that."""
+FOUND_OUT = 5 * S
+
+
+def watched(*loads: Load, **options: object) -> tuple[World, list[Tenant]]:
+    """Return tenants that are looked at each second, and have been for some."""
+    world = World(1)
+    tenants = [world.tenant(load, **options) for load in loads]
+    world.watch()
+    world.run(FOUND_OUT)
+    return world, tenants
+
+
+def alone(load: Load) -> float:
+    world = World(1)
+    return shares(world, 2 * S, world.tenant(load))[0]
+
+
+def run_until(world: World, happened: Callable[[], bool], step_ns: int) -> int:
+    """Let time pass until something has happened; return how much."""
+    begun = world.now
+    while not happened():
+        assert world.now - begun < 60 * S
+        world.run(step_ns)
+    return world.now - begun
+
+
+def are_open(*tenants: Tenant) -> bool:
+    return all(tenant.gate.word & STATES == FREE for tenant in tenants)
+
+
+@pytest.mark.parametrize("latency_class", [NORMAL, LATENCY, BATCH])
+def test_they_do_as_much_as_alone(latency_class: int) -> None:
+    world, tenants = watched(SPARSE, SPARSE, latency_class=latency_class)
+
+    assert are_open(*tenants)
+    assert min(shares(world, 5 * S, *tenants)) > 0.8 * alone(SPARSE)
+
+
+def test_at_first_they_take_turns() -> None:
+    world = World(1)
+    tenants = [world.tenant(SPARSE) for _ in range(2)]
+    world.watch()
+
+    assert sum(shares(world, 2 * S, *tenants)) < 1.1 * alone(SPARSE)
+
+
+@pytest.mark.parametrize("other", [Load(), SPARSE, Load(waits=True)])
+def test_not_beside_one_that_keeps_the_card_busy(other: Load) -> None:
+    world, tenants = watched(Load(), other)
+
+    assert not are_open(*tenants)
+    assert world.cards[0].overlap_ns == 0
+
+
+def test_until_the_card_is_busy_and_then_not_for_longer_and_longer() -> None:
+    world, tenants = watched(SPARSE, SPARSE)
+    pauses = []
+    for _ in range(3):
+        busy = tenants[0].process(Load())
+        assert run_until(world, lambda: not are_open(*tenants), 100 * MS) < 2.5 * S
+        busy.kill()
+        pauses.append(run_until(world, lambda: are_open(*tenants), 100 * MS) / S)
+
+    assert [round(pause / 10) for pause in pauses] == [1, 2, 4]
+
+
+def test_a_capped_tenant_closes_it_and_is_held_to_its_cap() -> None:
+    world, tenants = watched(SPARSE, SPARSE)
+    capped = world.tenant(Load(), percent=20)
+    world.run(1 * S)
+
+    assert not are_open(*tenants)
+    assert shares(world, 5 * S, capped)[0] == pytest.approx(0.2, abs=0.01)
+
+
+def test_not_with_a_gang() -> None:
+    world = World(1)
+    tenants = [world.tenant(SPARSE) for _ in range(2)]
+    tenants[0].usage.device[0].ganged = 1
+    world.watch()
+    world.run(FOUND_OUT)
+
+    assert not are_open(*tenants)
+
+
+def test_not_when_nobody_says_how_busy_it_is() -> None:
+    world, tenants = watched(SPARSE, SPARSE)
+    world.watches = False
+    world.run(7 * S)
+
+    assert not are_open(*tenants)
+
+
+def test_who_was_open_is_waited_for_when_it_ends() -> None:
+    world, tenants = watched(SPARSE, SPARSE)
+    busy = [tenant.process(Load(kernel_ns=1 * MS)) for tenant in tenants]
+    run_until(world, lambda: not are_open(*tenants), 50 * US)
+    assert all(world.cards[0].works_for(process) for process in busy)
+    run_until(world, lambda: any(tenant.gate.word & STATES != CLOSED for tenant in tenants), 50 * US)
+
+    closed = next(i for i, tenant in enumerate(tenants) if tenant.gate.word & STATES == CLOSED)
+    assert not world.cards[0].works_for(busy[closed])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([SPARSE, Load(), Load(waits=True), Load(kernels=10, period_ns=20 * MS)]),
+            st.sampled_from([NORMAL, LATENCY, BATCH]),
+            st.sampled_from([0, 0, 0, 30]),
+        ),
+        min_size=2,
+        max_size=4,
+    ),
+    st.sampled_from([Process.kill, Process.stop]),
+    st.integers(0, 1 << 32),
+)
+def test_nobody_is_shut_out(mix: list[tuple[Load, int, int]], end: object, seed: int) -> None:
+    """...whoever ends or stops while all gates are open, and whoever arbitrates next."""
+    world = World(seed)
+    tenants = [world.tenant(load, latency_class=each, percent=cap) for load, each, cap in mix]
+    world.watch()
+    world.run(4 * S + seed % 997 * MS)
+    assert callable(end)
+    end(tenants[0].processes[0])
+    world.run(2 * S)
+    if seed % 2:
+        world.succeed()
+        world.run(1 * S)
+
+    assert min(shares(world, 3 * S, *tenants[1:])) > 0.003
