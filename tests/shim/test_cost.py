@@ -1,4 +1,4 @@
-"""What work is thought to take, by what its marks say: right in the end, whatever the program launches in whatever order."""
+"""What work is thought to take, by its marks: right in the end, whatever is launched in whatever order."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def run_steps(card: Card, takes_ns: Sequence[int], steps: int) -> list[int]:
 
 @pytest.mark.parametrize("first_ns", [0, 100 * US, 5_000 * US], ids=["", "slow first", "very slow first"])
 def test_a_slow_first_launch_is_forgotten(first_ns: int, card: Callable[..., Card]) -> None:
-    """...by kinds that never are before a mark alone: an engine without graphs, whose first launches load their code."""
+    """...by kinds that are never alone before a mark: an engine without graphs, whose first launches load code."""
     program = card()
     takes = [(3 + kind % 7) * US for kind in range(KINDS)]
     for work, ns in enumerate(takes):
