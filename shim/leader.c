@@ -13,7 +13,9 @@
 #define LEASE_NS (50 * HM_MS)
 #define RENEW_NS (10 * HM_MS)
 #define LONGEST_VACANCY_NS (200 * HM_MS)
-#define LONGEST_DEBT_NS (INT64_C(5000) * HM_MS)
+#define LONGEST_AGO_NS (INT64_C(5000) * HM_MS)
+#define LONGEST_PAUSE_NS \
+    (500 * HM_MS) /* a program that stood still for longer would be taken to hang */
 #define STACK_BYTES 131072
 #define FIRST_SLOT 0x20000000u /* no slot of the supervisor's has such a number */
 
@@ -66,20 +68,21 @@ make_up(struct hm_gate *gate, const struct hm_limit *limit, uint64_t vacant_ns, 
 
 /*
  * The supervisor died of late: what the tenant owed it is owed still, and so is the time since, if its gate was left open,
- * for until the lease ended nobody counted it.
+ * for until the lease ended nobody counted it; as much of both as can be paid off in a short while.
  */
 static void
 inherit(struct hm_gate *gate, const struct hm_limit *limit, uint64_t now_ns)
 {
     const struct hm_gate *old = &limit->gate;
-    int64_t since_ns = (int64_t)(now_ns - old->credited_ns), credit_ns;
+    int64_t since_ns = (int64_t)(now_ns - old->credited_ns), credit_ns,
+            most_ns = LONGEST_PAUSE_NS * limit->time_percent / 100;
 
-    if (old->credited_ns <= gate->credited_ns || since_ns > LONGEST_DEBT_NS)
+    if (old->credited_ns <= gate->credited_ns || since_ns > LONGEST_AGO_NS)
         return;
     credit_ns = old->credit_ns + since_ns * limit->time_percent / 100;
     if ((old->word & HM_GATE_STATES) != HM_GATE_CLOSED)
         credit_ns -= since_ns;
-    gate->credit_ns = credit_ns < 0 ? credit_ns : 0;
+    gate->credit_ns = hm_max(hm_min(credit_ns, 0), -most_ns);
     gate->credited_ns = now_ns;
 }
 

@@ -138,6 +138,21 @@ def test_tenants_go_on_without_their_supervisor_and_come_back_under_the_next(
     }
 
 
+def test_a_capped_tenant_at_its_turn_when_the_supervisor_dies_soon_goes_on(
+    daemon: Daemon, node: Node, compiled: Compile
+) -> None:
+    """It has the card until the lease ends, and does not rest for as long as that is worth at its cap, which is 9 s."""
+    load, other = Load(node, compiled, "load", "--sm", "10"), Load(node, compiled, "other")
+    for each in (load, other):
+        each.work(HALF_MS, 30)
+
+    load.wait_for_slot()
+    daemon.end(signal.SIGKILL)
+    killed = after(0)
+
+    assert load.longest_pause(killed, after(4, killed)) < 1.5
+
+
 def test_a_cap_changes_while_the_tenant_runs(daemon: Daemon, node: Node, compiled: Compile) -> None:
     """Within 5 points in 150 ms."""
     load = Load(node, compiled, "web", "--sm", "60")
