@@ -29,6 +29,10 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _Rates(ctypes.Structure):
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
 class _Process(ctypes.Structure):
     _fields_ = (
         ("pid", ctypes.c_uint),
@@ -159,6 +163,12 @@ class Nvml:
         if not known or any(asked.metrics[at].code != SUCCESS for at in (0, 1)):
             return None
         return Busy(asked.metrics[0].value / 100, asked.metrics[1].value / 100)
+
+    def utilization(self, handle: Any) -> float:
+        """Return the ratio of the last sixth of a second, or second, in which a kernel was running."""
+        rates = _Rates()
+        self._call("nvmlDeviceGetUtilizationRates", handle, ctypes.byref(rates))
+        return float(rates.gpu) / 100
 
     def _text(self, name: str, *arguments: Any) -> str:
         buffer = ctypes.create_string_buffer(TEXT_BYTES)

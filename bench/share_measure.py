@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bench.machine import MeasureError, environment
@@ -193,7 +194,12 @@ def take(crew: Crew, step: Step) -> Run:
             file.give(jobs[name], from_ns, end_ns + TAIL_NS)
     action = ACTIONS[step.action](crew, jobs)
     _sleep_until(from_ns)
+    card = crew.nvml.handle(crew.setup.gpu)
+    mark = crew.nvml.busy_mark(card)
     action.act(from_ns, end_ns)
+    _sleep_until(end_ns)
+    busy = crew.nvml.busy_between(mark, crew.nvml.busy_mark(card))
+    card_busy = {"utilization": crew.nvml.utilization(card), **({} if busy is None else asdict(busy))}
     _sleep_until(end_ns + TAIL_NS)
 
     def drained() -> bool:
@@ -208,6 +214,7 @@ def take(crew: Crew, step: Step) -> Run:
         "seconds": step.seconds,
         "loads": {name: _figures(crew, name, jobs[name], parts[name], start_ns, end_ns) for name in jobs},
         "events": action.events(parts),
+        "card": card_busy,
     }
 
 

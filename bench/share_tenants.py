@@ -89,6 +89,7 @@ class Crew:
     def __enter__(self) -> Crew:
         with contextlib.ExitStack() as stack:
             self.root.mkdir(mode=0o700, exist_ok=True)
+            self.nvml = stack.enter_context(self.setup.nvml())
             if self.pool.daemon and not self._native:
                 self.daemon = stack.enter_context(NodeDaemon(self.setup, self.root))
             stack.callback(self._end_loads)
