@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import random
-import subprocess
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from hamirt import _build
-from tests.shim.conftest import PROGRAMS, TOP
+from tests.shim.conftest import TOP, Build
 
 US = 1_000
 MARK_NS = 250 * US  # HM_MARK_NS
@@ -73,14 +72,10 @@ class Card:
 
 
 @pytest.fixture
-def card(tmp_path: Path) -> Callable[..., Card]:
-    """cost.c as a library that knows nothing yet."""
-    out = tmp_path / "cost.so"
-    shim = TOP / "shim"
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", f"-I{shim}", f"-I{_build.header_dir()}"]
-    sources = [shim / "cost.c", PROGRAMS / "cost_harness.c"]
-    subprocess.run(["cc", *flags, "-o", str(out), *map(str, sources)], check=True, timeout=60)
-    library = ctypes.CDLL(str(out))
+def card(build: Build, tmp_path: Path) -> Callable[..., Card]:
+    """cost.c as a library that knows nothing yet: a copy, since the same file is loaded only once."""
+    built = build("cost_harness", str(TOP / "shim" / "cost.c"), shared=True, driver=False)
+    library = ctypes.CDLL(str(shutil.copy(built, tmp_path / "cost.so")))
     library.harness_predict.restype = ctypes.c_uint64
     return lambda **options: Card(library, **options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from hamirt import _build, region
-from tests.shim.conftest import MIB, TOP, Node
+from hamirt import region
+from tests.shim.conftest import MIB, TOP, Build, Node
 
 UNIT = 512
 RESERVE = region.RESERVE_BYTES
@@ -21,14 +21,11 @@ PROCESSES = 4
 
 
 @pytest.fixture
-def ledger(node: Node, tmp_path: Path) -> ctypes.CDLL:
+def ledger(node: Node, build: Build, tmp_path: Path) -> ctypes.CDLL:
     """ledger.c and region.c as a library, on the pages of a tenant."""
-    out = tmp_path / "ledger.so"
-    shim = TOP / "shim"
-    sources = [shim / "ledger.c", shim / "region.c", shim / "log.c", TOP / "tests/shim/programs/ledger_harness.c"]
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", f"-I{shim}", f"-I{_build.header_dir()}"]
-    subprocess.run(["cc", *flags, "-o", str(out), *map(str, sources), "-lpthread"], check=True, timeout=60)
-    library = ctypes.CDLL(str(out))
+    sources = [str(TOP / "shim" / name) for name in ("ledger.c", "region.c", "log.c")]
+    built = build("ledger_harness", *sources, shared=True, driver=False)
+    library = ctypes.CDLL(str(shutil.copy(built, tmp_path / "ledger.so")))
     for name in ("grant", "charged", "room"):
         getattr(library, f"harness_{name}").restype = ctypes.c_uint64
     for name in ("take", "grow", "overhead"):

@@ -76,7 +76,7 @@ class World:
         self._wake_ns = NEVER  # when the arbiter looks next
         self._wake_event = 0
         self._hurries = False
-        self.watches = True  # whoever does, until this is False
+        self.watches = True  # somebody says how busy the cards were, while this is True
         self._kept: list[Any] = []  # what the arbiter's structures point to
 
     def latency(self) -> int:
