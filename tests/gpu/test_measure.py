@@ -174,3 +174,15 @@ def test_report_is_one_table_that_marks_what_was_simulated() -> None:
         "",
         "accuracy: H100, driver 580, commit abc, now",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory\nFor debugging consider this\n", "torch.OutOfMemoryError: CUDA"),
+        ("one\nlast\n", "last"),
+        ("", "no output on stderr"),
+    ],
+)
+def test_the_end_of_a_program_is_told_by_its_error(stderr: str, said: str) -> None:
+    assert Ended(("fill",), 1, "", stderr, 1.0).why().startswith(f"status 1: {said}")

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hamirt.region import ffi
@@ -53,6 +53,7 @@ def test_one_that_does_not_answer_holds_the_card_up_once(moment: int, end: objec
     st.lists(st.tuples(st.integers(10, 500), st.sampled_from([NORMAL, LATENCY, BATCH])), min_size=2, max_size=4),
     st.integers(0, 1 << 32),
 )
+@example(Process.kill, [(10, NORMAL), (10, NORMAL), (79, BATCH)], 1)  # batch's weight shortened the others' slots
 def test_whoever_does_not_answer_is_soon_left_out(end: Any, tenants: list[tuple[int, int]], seed: int) -> None:
     world = World(seed)
     gone, *others = [world.tenant(Load(), weight=weight, latency_class=each) for weight, each in tenants]
