@@ -20,7 +20,7 @@ from hamirt.client import Client
 from hamirt.members import read_process
 from tests.node.conftest import Node
 from tests.node.daemons import UUIDS, Daemon, Program, as_user, device, wish
-from tests.support import wait_for
+from tests.support import need, wait_for
 
 USER, OTHER = 1234, 1235
 CREATE = os.O_WRONLY | os.O_CREAT
@@ -28,7 +28,8 @@ CREATE = os.O_WRONLY | os.O_CREAT
 
 @pytest.fixture
 def reachable(node: Node, root_user: None) -> Iterator[Node]:
-    """The node at a place that other users can reach."""
+    """The node at a place that other users can reach, as the shim has to be."""
+    need("readable-tree", all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(config.__file__).parents))
     with tempfile.TemporaryDirectory(prefix="hamirt-test-") as folder:
         os.chmod(folder, 0o711)
         node.root = Path(folder) / "root"

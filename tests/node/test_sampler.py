@@ -102,7 +102,7 @@ def test_a_process_whose_first_thread_has_ended_is_still_what_it_was(
     process = node.start("--name", "t", "--gpu", "0", "--mem", "8GiB", "--", sys.executable, "-c", script)
     pid = int(line_of(process).split()[0])
 
-    assert f"{pid} (python) Z" in Path(f"/proc/{pid}/stat").read_text()
+    wait_for(lambda: f"{pid} (python) Z" in Path(f"/proc/{pid}/stat").read_text(), "its first thread to have ended")
     assert on_card(node, sampler)[0][pid].standing is Standing.REGISTERED
 
 
