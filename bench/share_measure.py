@@ -195,9 +195,12 @@ def take(crew: Crew, step: Step) -> Run:
     action = ACTIONS[step.action](crew, jobs)
     _sleep_until(from_ns)
     card = crew.nvml.handle(crew.setup.gpu)
+    charged = {name: _charged_ns(crew, name) for name in jobs}
     mark = crew.nvml.busy_mark(card)
     action.act(from_ns, end_ns)
     _sleep_until(end_ns)
+    possessed = {name: (_charged_ns(crew, name) - before) / (end_ns - from_ns) for name, before in charged.items()}
+    gates = crew.gates()
     busy = crew.nvml.busy_between(mark, crew.nvml.busy_mark(card))
     card_busy = {"utilization": crew.nvml.utilization(card), **({} if busy is None else asdict(busy))}
     _sleep_until(end_ns + TAIL_NS)
@@ -215,6 +218,8 @@ def take(crew: Crew, step: Step) -> Run:
         "loads": {name: _figures(crew, name, jobs[name], parts[name], start_ns, end_ns) for name in jobs},
         "events": action.events(parts),
         "card": card_busy,
+        "possessed": {name: round(part, 4) for name, part in possessed.items()},
+        "gates": gates,
     }
 
 
@@ -233,6 +238,13 @@ def _figures(crew: Crew, name: str, job: Job, parts: Sequence[Series], start_ns:
         "held": rate(parts, start_ns, end_ns, "held_ns"),
         "latencies_ms": [round(one, 3) for one in latencies] if job.every_ns else [],
     }
+
+
+def _charged_ns(crew: Crew, name: str) -> int:
+    """Return the GPU time that a tenant was charged for so far, by the supervisor or by a leader; 0 of what is none."""
+    if not crew.is_tenant(name):
+        return 0
+    return sum(crew.page(name, which).charged_ns() for which in ("ro/limits", "rw/usage"))
 
 
 def _sleep_until(moment_ns: int) -> None:

@@ -43,7 +43,7 @@ class Load:
 
     def __init__(self, setup: Setup, member: Member, root: Path, rate: float, native: bool) -> None:
         """Start it; `rate`: what calibrate returned; `native`: not as a tenant, whatever it is otherwise."""
-        self.name = member.name
+        self.name, self.member = member.name, member
         path = root / f"{member.name}.load"
         ends = [f".{number}" for number in range(member.processes)] if member.processes > 1 else [""]
         self.files = [LoadFile(path.with_name(path.name + end)) for end in ends]
@@ -112,6 +112,15 @@ class Crew:
             raise MeasureError(f"{self.pool.name} has no daemon")
         return self.daemon
 
+    def is_tenant(self, name: str) -> bool:
+        """Tell whether a program of the pool is in a tenant."""
+        return not self._native and self.loads[name].member.options is not None
+
+    def gates(self) -> dict[str, str]:
+        """Return the supervisor's gates to the tenants as they are now: of several, all are free only where it has them
+        run at the same time."""
+        return {name: self.page(name, "ro/limits").gate() for name in self.loads if self.is_tenant(name)}
+
     def page(self, name: str, which: str) -> Page:
         """Return a page of a tenant: "ro/limits" or "rw/usage"."""
         folders = list((self.root / "tenants").glob(f"{name}-*"))
@@ -137,13 +146,18 @@ class Page:
     def gate(self) -> str:
         """Return the supervisor's gate to the tenant's first device: closed, windowed or free."""
         names = {getattr(region.lib, f"HM_GATE_{name.upper()}"): name for name in ("closed", "windowed", "free")}
-        value = self._u32("struct hm_limits", "device", 0, "gate", "word")
+        value = self._number("=I", "struct hm_limits", "device", 0, "gate", "word")
         return names.get(value & region.lib.HM_GATE_STATES, "unknown")
+
+    def charged_ns(self) -> int:
+        """Return the GPU time that whoever writes the gate of this page charged the tenant on its first device."""
+        whole = "struct hm_limits" if self.path.name == "limits" else "struct hm_usage"
+        return self._number("=Q", whole, "device", 0, "gate", "charged_ns")
 
     def leader(self) -> int | None:
         """Return the pid of the process that arbitrates for the tenant, None while there is none."""
-        slot = self._u32("struct hm_usage", "device", 0, "gate", "leader")
-        return self._u32("struct hm_usage", "slot", slot - 1, "pid") if 0 < slot <= region.SLOTS else None
+        slot = self._number("=I", "struct hm_usage", "device", 0, "gate", "leader")
+        return self._number("=I", "struct hm_usage", "slot", slot - 1, "pid") if 0 < slot <= region.SLOTS else None
 
     def first_pid(self) -> int | None:
         """Return the pid of the first process that is listed, None where there is none."""
@@ -153,10 +167,10 @@ class Page:
             raise MeasureError(str(error)) from None
         return slots[0].pid if slots else None
 
-    def _u32(self, struct_name: str, *fields: str | int) -> int:
+    def _number(self, form: str, struct_name: str, *fields: str | int) -> int:
         offset = region.ffi.offsetof(struct_name, *fields)
         with open(self.path, "rb") as file:
-            return int(struct.unpack("=I", os.pread(file.fileno(), 4, offset))[0])
+            return int(struct.unpack(form, os.pread(file.fileno(), struct.calcsize(form), offset))[0])
 
 
 def calibrate(setup: Setup) -> float:

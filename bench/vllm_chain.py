@@ -22,7 +22,7 @@ from bench.vllm_serve import Engine, Plan
 from hamirt.errors import HamirtError
 
 CAPS_MIB = {"embed": 14_000, "rerank": 8_000}
-FRACTION, NATIVE_FRACTION = "0.85", "0.15"
+FRACTION, NATIVE_FRACTIONS = "0.85", {"embed": "0.15", "rerank": "0.06"}
 """Natively a fraction is of the whole card, and only has to be free when the engine starts."""
 OPTIONS = ("--runner", "pooling", "--enforce-eager")
 ENGINES = {
@@ -48,7 +48,7 @@ def tenant(node: Node, name: str, *more: str) -> Plan:
 def native(name: str) -> Plan:
     """Return how `embed` or `rerank` runs natively."""
     model, options = ENGINES[name]
-    return Plan(f"{name}-native", model, (*options, "--gpu-memory-utilization", NATIVE_FRACTION))
+    return Plan(f"{name}-native", model, (*options, "--gpu-memory-utilization", NATIVE_FRACTIONS[name]))
 
 
 def start(node: Node) -> Found:

@@ -258,14 +258,15 @@ hm_arbiter_handover_ns(struct hm_arbiter *arbiter, int card)
     return ns;
 }
 
-void
-hm_arbiter_saw(struct hm_arbiter *arbiter, int card, uint32_t busy_percent)
+bool
+hm_arbiter_is_open(struct hm_arbiter *arbiter, int card)
 {
+    bool open;
+
     pthread_mutex_lock(&arbiter->mutex);
-    if (card >= 0 && card < CARDS && arbiter->card[card].count > 0)
-        hm_card_saw(&arbiter->card[card], busy_percent, hm_now_ns());
+    open = card >= 0 && card < CARDS && arbiter->card[card].state == HM_CARD_OPEN;
     pthread_mutex_unlock(&arbiter->mutex);
-    hm_futex_ring(&arbiter->wake);
+    return open;
 }
 
 void

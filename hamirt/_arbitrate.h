@@ -22,7 +22,7 @@ bool hm_arbiter_is_hostile(struct hm_arbiter *arbiter, uint64_t id);
 uint64_t hm_arbiter_beat_ns(struct hm_arbiter *arbiter);
 /* Time that went to changes from one tenant to the next on a card, ever. */
 uint64_t hm_arbiter_handover_ns(struct hm_arbiter *arbiter, int card);
-/* A card was busy for so much of the last moment, percent. */
-void hm_arbiter_saw(struct hm_arbiter *arbiter, int card, uint32_t busy_percent);
+/* Its tenants do not take turns at present. */
+bool hm_arbiter_is_open(struct hm_arbiter *arbiter, int card);
 void hm_arbiter_run(struct hm_arbiter *arbiter);
 void hm_arbiter_stop(struct hm_arbiter *arbiter);

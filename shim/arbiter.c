@@ -15,16 +15,14 @@
 #define LONGEST_DRAIN_NS (500 * HM_MS)
 #define ASK_NS (3 * HM_MS) /* not drained after so long: is the process alive? */
 #define MISSES_NS (10000 * HM_MS)
-/* Tenants that take turns and leave the card idle for half of the time may have it all at once, until it is busy. */
-#define SPARSE_PERCENT 50
-#define FULL_PERCENT 80
-#define LOOKS 3
-#define LOOK_NS (900 * HM_MS) /* between two; NVML speaks of the last second */
-/* Nobody said for so long how busy it is. */
-#define UNSEEN_NS (5000 * HM_MS)
-/* After it was busy then, they take turns for so long at least, and at most. */
-#define LEAST_TAKEN_NS (10000 * HM_MS)
-#define MOST_TAKEN_NS (320000 * HM_MS)
+/*
+ * Turns are not worth it where the card is at work for less than so much of them, so often in succession: a driver that
+ * shares a card by itself, among those that never let it rest, has it at work for nine tenths.
+ */
+#define SPARSE_PERCENT 75
+#define TURNS_NS (150 * HM_MS)
+#define SPARSE_TURNS 2
+#define OPEN_NS (5000 * HM_MS)
 
 static void
 set_gate(struct hm_party *party, uint32_t slot, enum hm_gate_state state)
@@ -85,6 +83,7 @@ start_slot(struct hm_card *card, uint64_t now_ns)
     card->opened_ns = now_ns;
     card->claimed_ns = 0;
     party->charged_before_ns = party->gate->charged_ns;
+    party->worked_before_us = party->worked_us;
     party->gate->slots++;
     set_window(card, party, now_ns);
     set_gate(party, hm_party_next_slot(party), metered ? HM_GATE_WINDOWED : HM_GATE_FREE);
@@ -143,7 +142,7 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
 static bool
 may_be_open(const struct hm_card *card, uint64_t now_ns)
 {
-    if (card->sparse_ns == 0 || now_ns > card->busy_seen_ns + UNSEEN_NS)
+    if (now_ns >= card->open_until_ns)
         return false;
     for (int i = 0; i < card->count; i++) {
         const struct hm_party *party = card->party[i];
@@ -223,6 +222,24 @@ drain_ns(const struct hm_party *party)
     return (uint64_t)hm_min(hm_max(DRAIN_NS, 2 * longest), LONGEST_DRAIN_NS);
 }
 
+/* A slot of turns is over, and the change before it: was the card at work? */
+static void
+judge(struct hm_card *card, int64_t passed, uint64_t now_ns)
+{
+    const struct hm_party *party = card->holder;
+    int64_t worked = (int64_t)(party->worked_us - party->worked_before_us) * HM_US;
+
+    card->taken_ns += (uint64_t)passed;
+    card->worked_ns += (uint64_t)hm_min(worked, passed);
+    if (card->taken_ns < (uint64_t)TURNS_NS)
+        return;
+    if (card->worked_ns == 0 || card->worked_ns * 100 >= card->taken_ns * SPARSE_PERCENT)
+        card->sparse = 0; /* or nobody says so */
+    else if (++card->sparse >= SPARSE_TURNS)
+        card->open_until_ns = now_ns + OPEN_NS;
+    card->taken_ns = card->worked_ns = 0;
+}
+
 /*
  * Who had the card while others waited for it pays for that time, whatever it says of its work. What is left of the time
  * since the last slot went to the change.
@@ -240,6 +257,8 @@ settle_slot(struct hm_card *card, uint64_t now_ns)
         charged = owed;
     }
     card->handover_ns += (uint64_t)hm_max(passed - charged, 0);
+    if (passed > 0)
+        judge(card, passed, now_ns);
     card->freed_ns = hm_turn_claimed(card) ? now_ns : 0;
 }
 
@@ -282,7 +301,7 @@ reserved(struct hm_card *card, uint64_t now_ns)
     return now_ns;
 }
 
-/* All gates are free until the card has enough to do. Then they are closed, and it is waited for all that were open. */
+/* All gates are free for a while. Then they are closed, and it is waited for all that were open. */
 static uint64_t
 stay_open(struct hm_card *card, uint64_t now_ns)
 {
@@ -300,7 +319,7 @@ stay_open(struct hm_card *card, uint64_t now_ns)
         }
     }
     if (open)
-        return card->busy_seen_ns + UNSEEN_NS + 1;
+        return card->open_until_ns;
     card->state = HM_CARD_IDLE;
     card->closed_ns = now_ns;
     card->claimed_ns = card->freed_ns = 0;
@@ -359,41 +378,11 @@ hm_card_step(struct hm_card *card, uint64_t now_ns)
     return card->touched ? now_ns : next;
 }
 
-void
-hm_card_saw(struct hm_card *card, uint32_t busy_percent, uint64_t now_ns)
-{
-    if (now_ns < card->busy_seen_ns + LOOK_NS)
-        return;
-    card->busy_seen_ns = now_ns;
-    if (busy_percent >= FULL_PERCENT && card->sparse_ns > 0) {
-        /* the shorter it went well, the longer it is not tried again */
-        card->taken_ns = now_ns > card->sparse_ns + MOST_TAKEN_NS
-                             ? LEAST_TAKEN_NS
-                             : (uint64_t)hm_max(hm_min((int64_t)card->taken_ns * 2, MOST_TAKEN_NS),
-                                                LEAST_TAKEN_NS);
-        card->taken_until_ns = now_ns + card->taken_ns;
-        card->sparse_ns = 0;
-    }
-    if (busy_percent >= SPARSE_PERCENT || !is_contended(card, now_ns))
-        card->idle_looks = 0;
-    else if (++card->idle_looks >= LOOKS && now_ns >= card->taken_until_ns && card->sparse_ns == 0)
-        card->sparse_ns = now_ns;
-}
-
 bool
 hm_card_hurries(const struct hm_card *card, uint64_t now_ns)
 {
     return card->holder != NULL && !hm_party_is_latency(card->holder) &&
            now_ns < card->latency_until_ns;
-}
-
-/* Other tenants, another load. */
-static void
-try_again(struct hm_card *card)
-{
-    card->taken_until_ns = card->taken_ns = 0;
-    if (card->count == 0)
-        card->sparse_ns = card->idle_looks = 0;
 }
 
 bool
@@ -405,7 +394,7 @@ hm_card_add(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     party->percent = hm_party_percent(party);
     if (party->gang == NULL)
         party->gang = party;
-    try_again(card);
+    card->open_until_ns = card->sparse = 0; /* another load */
     card->party[card->count++] = party;
     card->virtual_ns = hm_max(card->virtual_ns, party->gate->virtual_ns);
     hm_party_look(party);
@@ -433,7 +422,7 @@ hm_card_remove(struct hm_card *card, struct hm_party *party)
     for (int i = 0; i < card->count; i++)
         if (card->party[i] == party)
             card->party[i--] = card->party[--card->count];
-    try_again(card);
+    card->open_until_ns = card->sparse = 0; /* another load */
     while (before->gang != party)
         before = before->gang;
     before->gang = party->gang;

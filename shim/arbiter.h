@@ -3,9 +3,8 @@
  *
  * GPU time is handed out in slots: one tenant possesses the card at a time. The arbiter opens its gate; closes it at the
  * end of the slot; waits until every process that launched in it has said that its work has ended; charges the tenant the
- * time that it had work outstanding; opens the next gate. Where tenants that take turns leave the card idle most of the
- * time, because their processors don't keep up with it, all gates are open until it has enough to do: whoever arbitrates
- * says how busy the card is. Time is an argument of everything here, and nothing sleeps.
+ * time that it had work outstanding; opens the next gate. Where tenants that take turns leave the card idle for much of the
+ * time, because their processors don't keep up with it, all gates are open for a while. Time is an argument of everything here, and nothing sleeps.
  * Also linked into hamirt._region, where tests drive it in virtual time.
  */
 #pragma once
@@ -37,9 +36,11 @@ struct hm_party {
         busy_since_ns; /* the earliest start of work that was not charged yet; UINT64_MAX: none */
     uint64_t idle_since_ns; /* the latest end of work */
     uint64_t longest_ns;    /* that one launch took */
+    uint32_t worked_us;     /* the sum of its processes' */
 
     uint32_t percent;               /* its cap until now; 100: it had none */
     uint64_t charged_before_ns;     /* the present slot */
+    uint32_t worked_before_us;      /* the same */
     uint64_t wanted_since_ns;       /* 0: it does not wait */
     uint64_t seen_ns;               /* when it last wanted or had the card */
     uint64_t missed_ns[3];          /* the last slots whose work did not end in time */
@@ -75,11 +76,10 @@ struct hm_card {
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
     int64_t virtual_ns;          /* how far the fair queue is */
 
-    uint64_t busy_seen_ns; /* when somebody said how busy it is; 0: never */
-    uint32_t
-        idle_looks; /* so often in succession it had little to do, although somebody waited for it */
-    uint64_t sparse_ns;                /* since when it may be open to all; 0: it may not */
-    uint64_t taken_until_ns, taken_ns; /* not before then; how long that was */
+    uint64_t taken_ns;  /* of turns without a pause, since that was last judged */
+    uint64_t worked_ns; /* of that, the card was at work */
+    uint32_t sparse;    /* so often in succession that was too little */
+    uint64_t open_until_ns;
 };
 
 /* A tenant joins or leaves a card; what it was doing goes on, so that another arbiter can take over at any moment. */
@@ -88,9 +88,6 @@ void hm_card_remove(struct hm_card *card, struct hm_party *party);
 
 /* Do what is to be done now. Returns when to look again if no bell rings before; UINT64_MAX: not at all. */
 uint64_t hm_card_step(struct hm_card *card, uint64_t now_ns);
-
-/* The card had work for so much of the last moment, percent: by NVML, about once a second. */
-void hm_card_saw(struct hm_card *card, uint32_t busy_percent, uint64_t now_ns);
 
 /* Others have the card and one of class latency may want it at any moment: whoever can afford it looks all the time, since to
    be woken takes as long as a small kernel, and now and then a hundred times that. */

@@ -159,3 +159,25 @@ hm_line_tidy(struct hm_line *line, bool over, bool free, uint64_t now_ns)
     hm_line_release(line);
     return open;
 }
+
+bool
+hm_line_works(struct hm_line *line, bool before)
+{
+    const struct hm_tail *tail = &line->tail;
+    bool works = before;
+
+    if (__atomic_load_n(&tail->launches, __ATOMIC_RELAXED) == 0)
+        return false;
+    if (!hm_line_hold(line))
+        return before;
+    if (tail->stream != NULL && tail->stream != CU_STREAM_PER_THREAD) {
+        hm_capture_lock(); /* in a capture the question would end it */
+        if (hm_capture_count() == 0) {
+            hm_mark_enter(tail->context);
+            works = REAL(cuStreamQuery(tail->stream)) == CUDA_ERROR_NOT_READY;
+        }
+        hm_capture_unlock();
+    }
+    hm_line_release(line);
+    return works;
+}

@@ -66,6 +66,10 @@ struct hm_lane {
     uint32_t crowd;        /* threads that wait for progress */
     uint64_t busy_from_ns; /* the first launch after a pause; who made it */
     uint64_t last_done_ns; /* when a mark was last seen to have ended; the reaper */
+    uint64_t
+        sampled_ns; /* when it was last looked whether the card works; 0: not of late; the reaper */
+    uint64_t worked_ns; /* how long it did; the reaper */
+    bool worked;        /* then; the reaper */
 } __attribute__((aligned(64)));
 
 extern struct hm_lane hm_lanes[HM_DEVICES];
@@ -95,6 +99,8 @@ const struct hm_mark *hm_line_collect(struct hm_line *line, uint64_t now_ns);
 /* mark.c: the reaper marks what the line's thread may not come back to mark; over: its gate was closed. True: something of it
    is unmarked, or about to be. */
 bool hm_line_tidy(struct hm_line *line, bool over, bool free, uint64_t now_ns);
+/* mark.c: whether the card has not ended what is not marked yet. `before`: nobody can tell at the moment. */
+bool hm_line_works(struct hm_line *line, bool before);
 /* mark.c: the reaper goes into a context, NULL: out of all. */
 void hm_mark_enter(CUcontext context);
 

@@ -70,6 +70,7 @@ hm_party_look(struct hm_party *party)
     for (int i = 0; i < HM_DEVICES; i++) /* of its processes one may be ahead of the others */
         party->ganged |= hm_load(&party->usage->device[i].ganged) != 0;
     party->longest_ns = 0;
+    party->worked_us = 0;
     party->busy_since_ns = UINT64_MAX;
     party->idle_since_ns = 0;
     for (uint32_t i = 0; i < high && i < HM_SLOTS; i++) {
@@ -80,6 +81,7 @@ hm_party_look(struct hm_party *party)
             continue;
         if (use->longest_ns > party->longest_ns)
             party->longest_ns = use->longest_ns;
+        party->worked_us += hm_load(&use->worked_us);
         party->wants |= hm_load(&use->waiting) != 0;
         party->entered |= hm_load(&use->entered) == hm_party_slot(party);
         party->drained &= !is_owing(party, use);

@@ -17,6 +17,7 @@
 #define LATE_NS (200 * HM_US)
 /* What has not ended by then is charged all the same: it may wait for the host. */
 #define STUCK_NS (25 * HM_MS)
+#define SAMPLE_NS (50 * HM_US)
 #define SLACK_NS 1UL /* of our own naps, instead of 50 us */
 
 /* Held while we touch the driver's objects. */
@@ -92,6 +93,19 @@ become_drained(struct hm_lane *lane, uint32_t slot, uint64_t now_ns)
     hm_futex_ring(&hm_tenant.usage->bell);
 }
 
+/* Take note of how long the card is at work for us, which its possession does not say: a program may be slower than it. */
+static void
+sample(struct hm_lane *lane, int device, bool works, uint64_t now_ns)
+{
+    for (struct hm_line *line = hm_line_first(); line != NULL && !works; line = line->next)
+        works = line->device == device && hm_line_works(line, lane->worked);
+    if (lane->sampled_ns > 0)
+        lane->worked_ns += (now_ns - lane->sampled_ns) * ((uint64_t)lane->worked + works) / 2;
+    lane->sampled_ns = now_ns;
+    lane->worked = works;
+    __atomic_store_n(&lane->use->worked_us, (uint32_t)(lane->worked_ns / HM_US), __ATOMIC_RELAXED);
+}
+
 static struct sight
 look(int device, uint64_t now_ns)
 {
@@ -99,20 +113,20 @@ look(int device, uint64_t now_ns)
     struct sight sight = {0};
     const struct hm_mark *oldest = NULL;
     uint32_t word, slot;
-    bool over;
+    bool over, free;
 
     hm_lane_choose(device, now_ns);
     word = __atomic_load_n(&lane->gate->word, __ATOMIC_SEQ_CST);
     slot = __atomic_load_n(&lane->use->entered, __ATOMIC_SEQ_CST);
     over = slot != __atomic_load_n(&lane->use->drained, __ATOMIC_RELAXED) &&
            ((word & HM_GATE_STATES) == HM_GATE_CLOSED || word / HM_GATE_SLOT != slot);
+    free = (word & HM_GATE_STATES) == HM_GATE_FREE && !over;
     for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next) {
         const struct hm_mark *first;
 
         if (line->device != device)
             continue;
-        sight.outstanding |=
-            hm_line_tidy(line, over, (word & HM_GATE_STATES) == HM_GATE_FREE && !over, now_ns);
+        sight.outstanding |= hm_line_tidy(line, over, free, now_ns);
         first = hm_line_collect(line, now_ns);
         if (first != NULL && (oldest == NULL || first->begun_ns < oldest->begun_ns))
             oldest = first;
@@ -127,6 +141,8 @@ look(int device, uint64_t now_ns)
         __atomic_store_n(&lane->oldest_since_ns, since, __ATOMIC_RELAXED);
         __atomic_store_n(&lane->oldest_cost_ns, oldest->cost_ns, __ATOMIC_RELAXED);
     }
+    if (!free && sight.outstanding && now_ns >= lane->sampled_ns + SAMPLE_NS)
+        sample(lane, device, oldest != NULL, now_ns);
     if (!sight.outstanding) /* whatever was dropped on the way */
         __atomic_store_n(&lane->ahead_ns, 0, __ATOMIC_RELAXED);
     if (oldest != NULL && now_ns > lane->busy_from_ns + STUCK_NS)
@@ -141,6 +157,8 @@ look(int device, uint64_t now_ns)
             become_idle(lane);
         sight.outstanding = true; /* one more look: a launch may have come that still saw us busy */
     }
+    if (free || !sight.outstanding)
+        lane->sampled_ns = lane->worked = 0;
     return sight;
 }
 

@@ -147,7 +147,8 @@ struct hm_use {
     uint32_t beats;   /* raised by a thread that waits whenever it looks; the owner */
     uint32_t collectives; /* launched, ever; the owner */
     uint32_t contexts;    /* living contexts; the owner */
-    uint32_t unused;
+    uint32_t
+        worked_us; /* how long the card was seen at work for it while not free, ever, modulo 2^32; the owner */
 };
 
 /* One process. It lives while its owner holds the OFD lock on byte HM_LOCK_SLOTS + index. */

@@ -97,11 +97,7 @@ class Daemon:
             _every(_BEAT_SECONDS, self._beat),
             _every(_REAP_SECONDS, self._reap),
             self._watch.go_on(
-                self.registry.pages,
-                self._supervisor,
-                lambda: self.settings,
-                self.registry.ask_to_measure,
-                self._arbiter.saw,
+                self.registry.pages, self._supervisor, lambda: self.settings, self.registry.ask_to_measure
             ),
             self._api.drop_old(),
             self._reload_when_asked(),

@@ -84,9 +84,8 @@ class Watch:
         supervisor: Callable[[], Supervisor],
         settings: Callable[[], Settings],
         ask_to_measure: Callable[[Iterable[str]], None],
-        saw: Callable[[str, float], None],
     ) -> None:
-        """Take samples until it is cancelled; `saw` is told each card's UUID and how busy it was."""
+        """Take samples until it is cancelled."""
         while True:
             began = time.monotonic()
             self._wanted.clear()
@@ -96,9 +95,6 @@ class Watch:
                 node = await self._sample(pages, ask_to_measure)
                 self._node, self._node_at = replace(node, supervisor=supervisor()), began
                 self._first.set()
-                for card in node.driver.cards if node.driver else ():
-                    if card.busy_ratio is not None:
-                        saw(card.uuid, card.busy_ratio)
                 await self._in_thread(self._act, self._node, chosen)
                 self.last_unix_seconds = time.time()
                 self.failures += self._node.driver is None

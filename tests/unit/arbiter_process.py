@@ -61,6 +61,7 @@ class Process:
         self.asked_ns = 0
         self.requests_ns: list[int] = []  # how long each took
         self.longest_wait_ns = 0
+        self.tells = True  # how long the card was at work
         self.waits = False  # at the gate; its page may say something else
         self._waits_since_ns = 0
         self._bounded = True  # it launches no more
@@ -219,6 +220,9 @@ class Process:
         if use.busy_since_ns == 0:
             use.busy_since_ns = self._busy_from_ns
         use.idle_since_ns, use.busy = self._last_done_ns or self.world.now, 0
+        self.card.advance()
+        if self.tells:
+            use.worked_us = self.ran_ns // US & 0xFFFFFFFF
         self.world.ring()
 
     def _see_unmetered(self) -> None:

@@ -76,7 +76,6 @@ class World:
         self._wake_ns = NEVER  # when the arbiter looks next
         self._wake_event = 0
         self._hurries = False
-        self.watches = True  # somebody says how busy the cards were, while this is True
         self._kept: list[Any] = []  # what the arbiter's structures point to
 
     def latency(self) -> int:
@@ -119,17 +118,6 @@ class World:
     def ring(self) -> None:
         """A bell rings: the arbiter looks as soon as it is awake."""
         self._wake(self.now + (HURRY_NS if self._hurries else self.latency()))
-
-    def watch(self) -> None:
-        """Have somebody say each second how busy the cards were, as the daemon does."""
-        if not self.watches:
-            return
-        for card in self.cards:
-            card.advance()
-            lib.hm_card_saw(card.state, 100 * (card.busy_ns - card.busy_seen_ns) // S, self.now)
-            card.busy_seen_ns = card.busy_ns
-        self.ring()
-        self.at(self.now + S, self.watch)
 
     def succeed(self, gap_ns: int = 0) -> None:
         """Let the arbiter forget everything, and another go on from the pages after a while."""
@@ -197,7 +185,6 @@ class Card:
         self.state: Any = None
         self.forget()
         self.overlap_ns = 0  # two tenants had work on it
-        self.busy_ns = self.busy_seen_ns = 0  # somebody had
         self.most_open = 0  # gates at a time
         self.opened: dict[Lane, list[int]] = {}
         self._active: list[Process] = []
@@ -217,7 +204,6 @@ class Card:
         if passed == 0:
             return
         active = self._active
-        self.busy_ns += passed if active else 0
         if len(active) == 1:
             active[0].ran_ns += passed
             return
