@@ -241,6 +241,15 @@ def eager_bars(name: str, runs: Sequence[Run]) -> Judged:
     return bars, rows
 
 
+def decode_bars(runs: Sequence[Run]) -> Judged:
+    """Show what two engines that generate get done together, with equal weights and with caps."""
+    pairs = [shares(runs, index) for index in _indexes(runs, "with")]
+    return [], [
+        [f"two that decode, {' and '.join(one)}", f"{_beside(one)}: {sum(s.mean for s in one.values()):.3f}"]
+        for one in pairs
+    ]
+
+
 def latency_bars(name: str, runs: Sequence[Run]) -> Judged:
     """Judge the latency of requests beside tenants that saturate the card, and what these get of the rest."""
     label = next(load["job"] for run in runs for load in run["loads"].values() if load["latencies_ms"])

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PID, FINISHED, SAMPLES, REQUESTS = (8 * word for word in range(4))
-JOB, LENGTH_NS, KERNELS, GRAPH, DEPTH, THREADS, EVERY_NS, FROM_NS, UNTIL_NS, QUIT = (8 * word for word in range(16, 26))
+JOB, LENGTH_NS, KERNELS, GRAPH, DEPTH, THREADS, EVERY_NS, FROM_NS, UNTIL_NS, QUIT, SMALL = (
+    8 * word for word in range(16, 27)
+)
 SAMPLES_AT, SAMPLES_KEPT = 8 * 512, 32768
 REQUESTS_AT, REQUESTS_KEPT = SAMPLES_AT + 32 * SAMPLES_KEPT, 8192
 FILE_BYTES = REQUESTS_AT + 16 * REQUESTS_KEPT + 32
@@ -40,6 +42,8 @@ class Job:
     """Each with a stream of its own."""
     every_ns: int = 0
     """One unit each period, and its latency is noted; 0: as fast as it goes."""
+    small: int = 0
+    """Empty kernels behind a unit, each after 20 us of the program's own."""
 
 
 def saturate(us: int, depth: int = 8) -> Job:
@@ -55,6 +59,11 @@ def wait(us: int) -> Job:
 def graph(us: int) -> Job:
     """Return the job that launches a graph of 50 nodes, four of them queued."""
     return Job(f"graph 50 x {us} us", us * 1000, kernels=50, graph=True, depth=4)
+
+
+def decode() -> Job:
+    """Return the job of an engine that generates: something long, what follows it in a step, and the next step."""
+    return Job("decode 6 ms", 6_000_000, depth=2, small=75)
 
 
 def burst() -> Job:
@@ -156,6 +165,7 @@ class LoadFile:
             DEPTH: job.depth,
             THREADS: job.threads,
             EVERY_NS: job.every_ns,
+            SMALL: job.small,
             FROM_NS: from_ns,
             UNTIL_NS: until_ns,
         }

@@ -17,6 +17,7 @@ from bench.share_bars import (
     cap_bars,
     change_bars,
     crowd_bars,
+    decode_bars,
     eager_bars,
     four_bars,
     killed_bars,
@@ -26,7 +27,7 @@ from bench.share_bars import (
     two_cap_bars,
     waiting_bars,
 )
-from bench.share_load import Job, burst, eager, graph, saturate, threads, training, wait
+from bench.share_load import Job, burst, decode, eager, graph, saturate, threads, training, wait
 
 MEM, TORCH_MEM, CROWD_MEM = "2GiB", "10GiB", "16GiB"
 """Caps on memory far above what the loads take, so that all tenants of a pool fit the card."""
@@ -175,6 +176,17 @@ def rows(seconds: float = 5.0, alone_s: float = 2.0, rounds: int = 2) -> tuple[R
             PAIRS,
             (*paired(dict.fromkeys(two, HALF_MS)), off(n1=HALF_MS, n2=HALF_MS), *alone(HALF_MS)),
             partial(two_cap_bars, two),
+        ),
+        Row(
+            "decode",
+            PAIRS,
+            (
+                *paired(dict.fromkeys(("n1", "n2"), decode()), count=1),
+                *paired(dict.fromkeys(two, decode()), count=1),
+                *alone(decode()),
+            ),
+            decode_bars,
+            natively=True,
         ),
         split("equal", {"n1": 1, "n2": 1}, ("w1", "w3")),
         split("weights", {"w1": 1, "w3": 3}, ("n1", "n2")),

@@ -16,13 +16,16 @@
 #define ASK_NS (3 * HM_MS) /* not drained after so long: is the process alive? */
 #define MISSES_NS (10000 * HM_MS)
 /*
- * Turns are not worth it where the card is at work for less than so much of them, so often in succession: a driver that
- * shares a card by itself, among those that never let it rest, has it at work for nine tenths.
+ * Turns are not worth it where the card is at work for less than so much of them: a driver that shares a card by itself, among
+ * those that never let it rest, has it at work for nine tenths. That has to be seen twice; then the card is open, the longer
+ * the more often a short look found it so again.
  */
 #define SPARSE_PERCENT 75
 #define TURNS_NS (150 * HM_MS)
+#define LOOK_NS (50 * HM_MS)
 #define SPARSE_TURNS 2
 #define OPEN_NS (5000 * HM_MS)
+#define LONGEST_OPEN_NS (20000 * HM_MS)
 
 static void
 set_gate(struct hm_party *party, uint32_t slot, enum hm_gate_state state)
@@ -47,6 +50,20 @@ set_window(const struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     else if (now_ns < card->latency_until_ns)
         window = SHORT_WINDOW_NS;
     __atomic_store_n(&party->gate->window_ns, (uint32_t)window, __ATOMIC_RELAXED);
+}
+
+/*
+ * How far the window reaches. One of class latency may want the card at any moment; and each process of a tenant would have
+ * it all for itself.
+ */
+static void
+set_end(const struct hm_card *card, struct hm_party *party, uint64_t end_ns)
+{
+    bool far = party->busy && party->entered == 1 && end_ns < UINT64_MAX;
+
+    for (int i = 0; i < card->count && far; i++)
+        far = !hm_party_is_latency(card->party[i]);
+    __atomic_store_n(&party->gate->ends_ns, far ? end_ns : 0, __ATOMIC_RELAXED);
 }
 
 static void
@@ -86,6 +103,7 @@ start_slot(struct hm_card *card, uint64_t now_ns)
     party->worked_before_us = party->worked_us;
     party->gate->slots++;
     set_window(card, party, now_ns);
+    set_end(card, party, UINT64_MAX); /* when it ends hangs on what it does */
     set_gate(party, hm_party_next_slot(party), metered ? HM_GATE_WINDOWED : HM_GATE_FREE);
 }
 
@@ -196,6 +214,7 @@ go_on(struct hm_card *card, uint64_t now_ns)
         return UINT64_MAX;
     }
     set_window(card, party, now_ns);
+    set_end(card, party, end);
     if (hm_party_state(party) == HM_GATE_WINDOWED && !hm_party_is_capped(party) &&
         card->contended_until_ns < end)
         end = card->contended_until_ns;
@@ -228,15 +247,19 @@ judge(struct hm_card *card, int64_t passed, uint64_t now_ns)
 {
     const struct hm_party *party = card->holder;
     int64_t worked = (int64_t)(party->worked_us - party->worked_before_us) * HM_US;
+    bool known = card->sparse >= SPARSE_TURNS;
 
     card->taken_ns += (uint64_t)passed;
     card->worked_ns += (uint64_t)hm_min(worked, passed);
-    if (card->taken_ns < (uint64_t)TURNS_NS)
+    if (card->taken_ns < (uint64_t)(known ? LOOK_NS : TURNS_NS))
         return;
-    if (card->worked_ns == 0 || card->worked_ns * 100 >= card->taken_ns * SPARSE_PERCENT)
+    if (card->worked_ns == 0 || card->worked_ns * 100 >= card->taken_ns * SPARSE_PERCENT) {
         card->sparse = 0; /* or nobody says so */
-    else if (++card->sparse >= SPARSE_TURNS)
-        card->open_until_ns = now_ns + OPEN_NS;
+    } else if (++card->sparse >= SPARSE_TURNS) {
+        card->open_ns =
+            known ? (uint64_t)hm_min((int64_t)card->open_ns * 2, LONGEST_OPEN_NS) : OPEN_NS;
+        card->open_until_ns = now_ns + card->open_ns;
+    }
     card->taken_ns = card->worked_ns = 0;
 }
 

@@ -26,10 +26,10 @@ struct hm_party {
     void *lives_of;
 
     /* what the last look at the usage page found */
-    bool wants;   /* a thread waits at the gate */
-    bool busy;    /* a process has work outstanding, or had a moment ago */
-    bool entered; /* a process has launched in this slot */
-    bool drained; /* all that have, have said that it ended */
+    bool wants;       /* a thread waits at the gate */
+    bool busy;        /* a process has work outstanding, or had a moment ago */
+    uint32_t entered; /* processes that have launched in this slot */
+    bool drained;     /* all that have, have said that it ended */
     bool ganged;
     bool was_busy; /* at the last charge */
     uint64_t
@@ -76,10 +76,10 @@ struct hm_card {
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
     int64_t virtual_ns;          /* how far the fair queue is */
 
-    uint64_t taken_ns;  /* of turns without a pause, since that was last judged */
-    uint64_t worked_ns; /* of that, the card was at work */
-    uint32_t sparse;    /* so often in succession that was too little */
-    uint64_t open_until_ns;
+    uint64_t taken_ns;               /* of turns without a pause, since that was last judged */
+    uint64_t worked_ns;              /* of that, the card was at work */
+    uint32_t sparse;                 /* so often in succession that was too little */
+    uint64_t open_until_ns, open_ns; /* and for how long that was */
 };
 
 /* A tenant joins or leaves a card; what it was doing goes on, so that another arbiter can take over at any moment. */

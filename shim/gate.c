@@ -149,17 +149,31 @@ static bool
 pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
 {
     struct hm_line *line = pass->line;
-    uint64_t window_ns = __atomic_load_n(&hm_gate_of(lane)->window_ns, __ATOMIC_RELAXED);
+    const struct hm_gate *gate = hm_gate_of(lane);
+    uint64_t window_ns = __atomic_load_n(&gate->window_ns, __ATOMIC_RELAXED);
 
     if (HM_UNLIKELY(__atomic_load_n(&lane->use->busy, __ATOMIC_SEQ_CST) == 0))
         become_busy(line->device, lane);
     if (HM_LIKELY(hm_window_room(line, lane, window_ns, pass->cost_ns)))
+        return true;
+    window_ns = hm_window_ns(lane);
+    if (hm_window_room(line, lane, window_ns, pass->cost_ns))
         return true;
     if (line->tail.launches > 0)
         hm_window_mark_apart(line, &line->tail);
     hm_end_launch(line);
     hm_window_wait(lane, window_ns, pass->cost_ns);
     return false;
+}
+
+/* The slot in which the thread launched last is over, and this belongs to it all the same. */
+static bool
+follows(const struct hm_pass *pass, struct hm_lane *lane, uint32_t word)
+{
+    const struct hm_line *line = pass->line;
+
+    return line->word == (word | HM_GATE_WINDOWED) && hm_line_has_marks(line) &&
+           hm_window_follows(lane, word / HM_GATE_SLOT, pass->cost_ns);
 }
 
 void
@@ -184,12 +198,16 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
     *pass = (struct hm_pass){.line = line, .work = work};
     hm_cost_of(pass);
     for (;;) {
+        bool behind = false;
         uint32_t word;
 
         hm_line_begin(line);
         word = hm_word_of(hm_gate_of(lane));
         if (HM_UNLIKELY((word & HM_GATE_STATES) == HM_GATE_CLOSED)) {
-            if (is_waited_for(lane->use)) {
+            behind = follows(pass, lane, word);
+            if (behind) {
+                ;
+            } else if (is_waited_for(lane->use)) {
                 __atomic_store_n(&lane->use->drained, lane->use->entered - 1, __ATOMIC_SEQ_CST);
             } else {
                 hm_end_launch(line);
@@ -203,6 +221,8 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
         if (HM_UNLIKELY(line->tail.launches > 0 &&
                         (pass->cost_ns >= HM_MARK_NS || !hm_line_is_on(line, &line->tail, stream))))
             put_aside(line);
+        if (behind)
+            break;
         if ((word & HM_GATE_STATES) == HM_GATE_FREE) {
             CUcontext context = NULL;
 

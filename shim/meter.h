@@ -66,6 +66,10 @@ struct hm_lane {
     uint32_t crowd;        /* threads that wait for progress */
     uint64_t busy_from_ns; /* the first launch after a pause; who made it */
     uint64_t last_done_ns; /* when a mark was last seen to have ended; the reaper */
+    uint32_t
+        settled; /* the slot that the reaper may be about to call drained: nothing joins it any more */
+    uint32_t followed; /* the slot that after_ns is of; atomic */
+    int64_t after_ns;  /* how much may still follow on what it left in flight; atomic */
     uint64_t
         sampled_ns; /* when it was last looked whether the card works; 0: not of late; the reaper */
     uint64_t worked_ns; /* how long it did; the reaper */
@@ -111,6 +115,10 @@ void hm_cost_learn(const struct hm_mark *mark, uint64_t elapsed_ns, bool queued)
 /* window.c: whether `cost_ns` more may be in flight, and the line has places for their marks. */
 bool hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t window_ns,
                     uint64_t cost_ns);
+/* window.c: how much a process may have in flight at present; always as much as the gate's window. */
+uint64_t hm_window_ns(const struct hm_lane *lane);
+/* window.c: whether work that is short against what the slot has left in flight may follow on it, although it is over. */
+bool hm_window_follows(struct hm_lane *lane, uint32_t slot, uint64_t cost_ns);
 /* window.c: wait until there may be room. */
 void hm_window_wait(struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns);
 /* window.c: put a mark behind the line's tail, or behind a stream. By the line's thread or who holds it; the thread has just

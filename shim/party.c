@@ -64,7 +64,8 @@ hm_party_look(struct hm_party *party)
 {
     uint32_t high = __atomic_load_n(&party->usage->high_slot, __ATOMIC_ACQUIRE);
 
-    party->wants = party->busy = party->entered = false;
+    party->wants = party->busy = false;
+    party->entered = 0;
     party->drained = true;
     party->ganged = false;
     for (int i = 0; i < HM_DEVICES; i++) /* of its processes one may be ahead of the others */
@@ -83,7 +84,7 @@ hm_party_look(struct hm_party *party)
             party->longest_ns = use->longest_ns;
         party->worked_us += hm_load(&use->worked_us);
         party->wants |= hm_load(&use->waiting) != 0;
-        party->entered |= hm_load(&use->entered) == hm_party_slot(party);
+        party->entered += hm_load(&use->entered) == hm_party_slot(party);
         party->drained &= !is_owing(party, use);
         note_work(party, use);
     }

@@ -120,6 +120,8 @@ look(int device, uint64_t now_ns)
     slot = __atomic_load_n(&lane->use->entered, __ATOMIC_SEQ_CST);
     over = slot != __atomic_load_n(&lane->use->drained, __ATOMIC_RELAXED) &&
            ((word & HM_GATE_STATES) == HM_GATE_CLOSED || word / HM_GATE_SLOT != slot);
+    if (over) /* partner: hm_window_follows, whose thread is in a launch by then */
+        __atomic_store_n(&lane->settled, slot, __ATOMIC_SEQ_CST);
     free = (word & HM_GATE_STATES) == HM_GATE_FREE && !over;
     for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next) {
         const struct hm_mark *first;
@@ -132,6 +134,8 @@ look(int device, uint64_t now_ns)
             oldest = first;
     }
     sight.outstanding |= oldest != NULL;
+    if (over && sight.outstanding)
+        __atomic_store_n(&lane->settled, slot - 1, __ATOMIC_SEQ_CST);
     sight.hurry = over;
     sight.tense = __atomic_load_n(&lane->gate->window_ns, __ATOMIC_RELAXED) < SHORT_WINDOW_NS;
     if (oldest != NULL) {

@@ -9,7 +9,7 @@
 
 #define HM_LIMITS_MAGIC 0x31746d696c6d6168 /* "hamlimt1" */
 #define HM_USAGE_MAGIC 0x3165676173756d68  /* "hmusage1" */
-#define HM_VERSION 3                       /* of both pages; another version is refused */
+#define HM_VERSION 4                       /* of both pages; another version is refused */
 #define HM_DEVICES 16                      /* devices of one tenant */
 #define HM_SLOTS 512                       /* living processes of one tenant that use CUDA */
 #define HM_UUID_BYTES 48                   /* "GPU-" and 36 characters, zero padded */
@@ -80,6 +80,8 @@ struct hm_gate {
     uint32_t
         leader; /* of the usage page: 1 + index of the slot whose process arbitrates, 0: none */
     uint64_t lease_ns; /* of the usage page: CLOCK_MONOTONIC until which the leader is one */
+    uint64_t
+        ends_ns; /* CLOCK_MONOTONIC at which the slot ends, so that the window reaches until then; 0: it does not */
 };
 
 struct hm_limit {

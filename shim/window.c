@@ -7,6 +7,11 @@
 #define LEAD 4
 #define LEAST_WAIT_NS (20 * HM_US)
 #define SHORT_WINDOW_NS (500 * HM_US)
+#define LONGEST_WINDOW_NS (12 * HM_MS) /* HM_MARKS are enough for it */
+/* A part of what is in flight at the end of a slot may follow on it, while there is so much left. */
+#define FOLLOW 4
+#define MOST_FOLLOW_NS (2 * HM_MS)
+#define LEAST_LEFT_NS (100 * HM_US)
 #define SPIN_NS (100 * HM_US) /* of short windows: a sleep takes at least so long */
 
 /* Predicted GPU time that is still to come, ns. */
@@ -35,6 +40,31 @@ missing(const struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns)
     return left > least ? left - least : 0;
 }
 
+/* How much work may come behind `left_ns` of it that a slot leaves. */
+static int64_t
+may_follow(int64_t left_ns)
+{
+    return hm_max(hm_min(left_ns / FOLLOW, MOST_FOLLOW_NS), 0);
+}
+
+/*
+ * To the end of the slot whatever is launched delays nobody, and what is short may follow on it. A program that is held back
+ * can't make its next work ready, and the card waits for it then.
+ */
+uint64_t
+hm_window_ns(const struct hm_lane *lane)
+{
+    const struct hm_gate *gate = hm_gate_of(lane);
+    uint64_t window = __atomic_load_n(&gate->window_ns, __ATOMIC_RELAXED),
+             ends = __atomic_load_n(&gate->ends_ns, __ATOMIC_RELAXED),
+             now = ends > 0 ? hm_now_ns() : 0, reaches;
+
+    if (ends <= now)
+        return window;
+    reaches = ends - now + (uint64_t)may_follow(remaining(lane));
+    return reaches < window ? window : reaches < LONGEST_WINDOW_NS ? reaches : LONGEST_WINDOW_NS;
+}
+
 bool
 hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t window_ns,
                uint64_t cost_ns)
@@ -45,6 +75,26 @@ hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t 
         return false;
     return ahead <= 0 || ahead + (int64_t)cost_ns <= (int64_t)window_ns ||
            missing(lane, window_ns, cost_ns) == 0;
+}
+
+/*
+ * A program makes its next work ready while the card is at the last: what comes behind that belongs to it, such as the tokens'
+ * choice behind a model's step. Held back, it would have the card idle at the beginning of its next slot.
+ */
+bool
+hm_window_follows(struct hm_lane *lane, uint32_t slot, uint64_t cost_ns)
+{
+    int64_t left = remaining(lane), cost = (int64_t)cost_ns;
+
+    if (__atomic_load_n(&hm_gate_of(lane)->ends_ns, __ATOMIC_RELAXED) == 0 ||
+        left < LEAST_LEFT_NS ||
+        __atomic_load_n(&lane->settled, __ATOMIC_SEQ_CST) == slot) /* partner: the reaper */
+        return false;
+    if (__atomic_load_n(&lane->followed, __ATOMIC_RELAXED) != slot) {
+        __atomic_store_n(&lane->after_ns, may_follow(left), __ATOMIC_RELAXED);
+        __atomic_store_n(&lane->followed, slot, __ATOMIC_RELAXED);
+    }
+    return __atomic_fetch_sub(&lane->after_ns, cost, __ATOMIC_RELAXED) >= cost;
 }
 
 void

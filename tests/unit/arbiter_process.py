@@ -17,6 +17,7 @@ NEVER = (1 << 64) - 1
 IDLE_NS = 300 * US  # HM_IDLE_NS of the shim
 LONGEST_START_NS = 300 * US  # of mark.c
 SHORT_WINDOW_NS = 500 * US  # of window.c: no launch comes ahead of the end of the last
+LONGEST_WINDOW_NS = 12 * MS
 LOOK_AGAIN_NS = 50 * MS  # of gate.c
 BEAT_NS = 1 * S  # of the daemon's thread
 GAP_NS = 12 * US  # between two kernels of a program that waits for each
@@ -162,7 +163,8 @@ class Process:
 
     def ahead_ns(self) -> int:
         """How much it has in flight besides the kernel that is launched last: as window.c lets it."""
-        kernel, window = self.load.kernel_ns, self.lane.gate.window_ns
+        kernel, gate = self.load.kernel_ns, self.lane.gate
+        window = max(gate.window_ns, min(gate.ends_ns - self.world.now, LONGEST_WINDOW_NS))
         if self.load.waits:
             return 0
         if self._free:
