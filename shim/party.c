@@ -2,7 +2,7 @@
 #include "turn.h"
 
 #define PERIOD_NS (10 * HM_MS)      /* of a cap: its slots and its pauses together */
-#define LONG_PERIOD_NS (20 * HM_MS) /* while others want the card: each change costs */
+#define LONG_PERIOD_NS (40 * HM_MS) /* while others want the card: each change costs */
 #define BURST_NS (20 * HM_MS)       /* a cap's credit does not grow beyond this */
 #define LONGEST_NS (10000 * HM_MS)
 
