@@ -364,6 +364,8 @@ class Supervisor:
     uptime_seconds: float
     policy: str
     """`report` or `kill`: what it does about a violation."""
+    open_cards: tuple[str, ...] = ()
+    """The UUIDs of cards whose tenants take no turns at present: turns left the card idle for a part of the time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ _WIDE_FROM_COLUMNS = 124
 """Below this neither bars nor what the memory is made of are shown."""
 _UNCAPPED = "uncapped"
 _UNKNOWN = "-"
+_OPEN = "no turns: they left this GPU idle; weights and classes do not count meanwhile"
 _MEMORY = ("used", "cap")
 _PARTS = ("alloc", "pools", "overhead")
 _PRESSURE = ("denied", "GPU time", "p99 wait", "throttled")
@@ -131,6 +132,8 @@ def _card_line(card: Card, unicode: bool) -> Text:
 def _card_body(card: Card, node: Node, unicode: bool, wide: bool) -> list[RenderableType]:
     rows = [(tenant, on) for tenant in node.tenants for on in tenant.cards if on.index == card.index]
     body: list[RenderableType] = [_table(rows, unicode, wide)] if rows else []
+    if node.supervisor is not None and card.uuid in node.supervisor.open_cards:
+        body.append(Text(f"  {_OPEN}", style="yellow"))
     names = {tenant.id: tenant.name for tenant in node.tenants}
     for process in survey.intruders(node, card):
         name = names.get(process.tenant or "", process.tenant)

@@ -46,9 +46,9 @@ class Arbiter:
         """Return what went to changes from one tenant to the next, by the card's UUID."""
         return {uuid: lib.hm_arbiter_handover_ns(self._native, at) / 1e9 for uuid, at in self._cards.items()}
 
-    def open_cards(self) -> frozenset[str]:
-        """Return the UUIDs of the cards whose tenants do not take turns at present."""
-        return frozenset(uuid for uuid, at in self._cards.items() if lib.hm_arbiter_is_open(self._native, at))
+    def open_cards(self) -> tuple[str, ...]:
+        """Return the UUIDs of the cards whose tenants take no turns at present."""
+        return tuple(uuid for uuid, at in self._cards.items() if lib.hm_arbiter_is_open(self._native, at))
 
     def add(self, limits_fd: int, usage_fd: int, uuids: Sequence[str]) -> int:
         """Arbitrate for a tenant, whose lease is valid, and return its number.

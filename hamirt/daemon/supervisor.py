@@ -158,7 +158,8 @@ class Daemon:
         self.log.event(kind, message, **fields)
 
     def _supervisor(self) -> Supervisor:
-        return Supervisor(__version__, os.getpid(), time.monotonic() - self._began, self.settings.policy)
+        uptime = time.monotonic() - self._began
+        return Supervisor(__version__, os.getpid(), uptime, self.settings.policy, self._arbiter.open_cards())
 
     async def _beat(self) -> None:
         if not self._arbiter.lives():  # then the leases run out, the tenants see to themselves, and systemd to us

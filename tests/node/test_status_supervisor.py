@@ -156,6 +156,14 @@ def drawn(node: Node, columns: int) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
+def test_a_card_without_turns_is_told_of() -> None:
+    assert NODE.supervisor is not None
+    lines = drawn(replace(NODE, supervisor=replace(NODE.supervisor, open_cards=(CARD.uuid,))), 80)
+
+    (said,) = set(lines) - set(NARROW.splitlines())
+    assert said.strip() == "no turns: they left this GPU idle; weights and classes do not count meanwhile"
+
+
 def test_the_supervisors_word_is_shown(node: Root) -> None:
     with supervisor(node.root, node_to_json(NODE)):
         shown = node.status()

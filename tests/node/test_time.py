@@ -69,6 +69,7 @@ def test_tenants_that_leave_the_card_idle_have_it_all_at_once(daemon: Daemon, no
     for load in (first, second):
         load.work(SPARSE, 30)
     wait_for(lambda: gates() == [lib.HM_GATE_FREE] * 2, "both gates to be free")
+    wait_for(lambda: node.status()["supervisor"]["open_cards"] != [], "status to say so")
     third = Load(node, compiled, "third")
     third.work(HALF_MS, 10)
 

@@ -118,6 +118,7 @@ def test_the_dashboard_shows_all_but_a_few_metrics() -> None:
         "hamirt_gpu_memory_caps_bytes",  # unclaimed is made of these two
         "hamirt_gpu_memory_foreign_bytes",
         "hamirt_gpu_mig_enabled",
+        "hamirt_gpu_open",
         "hamirt_supervisor_up",  # up says it
         "hamirt_tenant_ganged",
         "hamirt_tenant_gate_free_seconds_total",

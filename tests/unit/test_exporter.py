@@ -100,7 +100,7 @@ NODE = Node(
     ),
     inside=False,
     problem=None,
-    supervisor=Supervisor(__version__, 77, 12.5, "kill"),
+    supervisor=Supervisor(__version__, 77, 12.5, "kill", (CARDS[1].uuid,)),
 )
 HEALTH = Health(
     started_unix_seconds=1_800_000_000.25,
@@ -155,6 +155,7 @@ def test_the_cards() -> None:
         "busy_ratio": {a: 0.25},
         "handover_seconds_total": {a: 2.5},
         "mig_enabled": {a: 0, b: 1},
+        "open": {a: 0, b: 1},
         "processes": {
             (*a, "registered"): 1, (*a, "unshimmed"): 1, (*a, "foreign"): 1,
             (*b, "registered"): 0, (*b, "unshimmed"): 0, (*b, "foreign"): 0,

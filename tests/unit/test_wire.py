@@ -58,7 +58,7 @@ NODE = Node(
     tenants=(Tenant("t-1", "t", True, None, (ON, replace(ON, time_enforcement=None, metering=None)), "box", "pod"),),
     inside=False,
     problem=None,
-    supervisor=Supervisor("0.1.0", 12, 3.5, "kill"),
+    supervisor=Supervisor("0.1.0", 12, 3.5, "kill", ("GPU-aa",)),
 )
 
 
