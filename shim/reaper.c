@@ -113,6 +113,7 @@ look(int device, uint64_t now_ns)
     struct sight sight = {0};
     const struct hm_mark *oldest = NULL;
     uint32_t word, slot;
+    int64_t ahead = __atomic_load_n(&lane->ahead_ns, __ATOMIC_ACQUIRE);
     bool over, free;
 
     hm_lane_choose(device, now_ns);
@@ -147,8 +148,10 @@ look(int device, uint64_t now_ns)
     }
     if (!free && sight.outstanding && now_ns >= lane->sampled_ns + SAMPLE_NS)
         sample(lane, device, oldest != NULL, now_ns);
-    if (!sight.outstanding) /* whatever was dropped on the way */
-        __atomic_store_n(&lane->ahead_ns, 0, __ATOMIC_RELAXED);
+    if (!sight
+             .outstanding) /* whatever was dropped on the way; not what was launched since we began to look */
+        __atomic_compare_exchange_n(&lane->ahead_ns, &ahead, 0, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED);
     if (oldest != NULL && now_ns > lane->busy_from_ns + STUCK_NS)
         settle_start(lane);
     if (!sight.outstanding && over) {

@@ -80,3 +80,13 @@ def test_how_long_the_card_worked_is_told(trap: Start) -> None:
     took = program.hear("took")
 
     assert 0.05 < (use.worked_us - before) / took < 0.6
+
+
+def test_a_window_of_one_kernel_has_one_in_flight(trap: Start) -> None:
+    """...also where the reaper looks, and finds nothing, at the moment of a launch."""
+    program = trap("one by one")
+    program.hear("ready")
+    program.gates.open(window_ns=120_000)
+    program.say()
+
+    assert program.hear("early") <= 4  # of 4,000

@@ -6,6 +6,7 @@
 #define BEHIND 10
 #define FOLLOWERS 30
 #define FOLLOWER_NS (300 * 1000ull)
+#define PAIRS 4000
 #define PAUSES 400
 #define PAUSED_NS (50 * 1000ull)
 #define PAUSE_NS (200 * 1000ull)
@@ -70,6 +71,28 @@ follow(void)
     CHECK(cuStreamSynchronize(stream));
 }
 
+/* Says how often the second of two was launched before the first was half over. */
+static void
+one_by_one(void)
+{
+    CUstream stream = make_stream(CU_STREAM_NON_BLOCKING);
+    uint64_t early = 0;
+
+    know(stream, 2, FOLLOWER_NS);
+    say("ready", 0);
+    hear();
+    for (int i = 0; i < PAIRS; i++) {
+        uint64_t start;
+
+        run(stream, 2, FOLLOWER_NS);
+        start = now_ns();
+        run(stream, 2, FOLLOWER_NS);
+        early += now_ns() - start < FOLLOWER_NS / 2;
+        CHECK(cuStreamSynchronize(stream));
+    }
+    say("early", early);
+}
+
 /* Says how many microseconds it took to have the card do something now and then. */
 static void
 pause_often(void)
@@ -94,8 +117,11 @@ pause_often(void)
 int
 main(int argc, char **argv)
 {
-    static const struct scenario scenarios[] = {
-        {"behind", behind}, {"follow", follow}, {"pause", pause_often}, {NULL, NULL}};
+    static const struct scenario scenarios[] = {{"behind", behind},
+                                                {"follow", follow},
+                                                {"pause", pause_often},
+                                                {"one by one", one_by_one},
+                                                {NULL, NULL}};
 
     return run_one(scenarios, argc, argv);
 }
