@@ -263,6 +263,14 @@ judge(struct hm_card *card, int64_t passed, uint64_t now_ns)
     card->taken_ns = card->worked_ns = 0;
 }
 
+/* Others waited for the card all along, but for a moment at the beginning of the slot. */
+static bool
+was_claimed(const struct hm_card *card)
+{
+    return card->freed_ns > 0 && card->claimed_ns > 0 &&
+           card->claimed_ns < card->opened_ns + HM_UNUSED_NS;
+}
+
 /*
  * Who had the card while others waited for it pays for that time, whatever it says of its work. What is left of the time
  * since the last slot went to the change.
@@ -273,7 +281,7 @@ settle_slot(struct hm_card *card, uint64_t now_ns)
     struct hm_party *party = card->holder;
     int64_t charged = (int64_t)(party->gate->charged_ns - party->charged_before_ns),
             owed = card->claimed_ns > 0 ? (int64_t)(now_ns - card->claimed_ns) - UNPAID_NS : 0,
-            passed = card->freed_ns > 0 ? (int64_t)(now_ns - card->freed_ns) : 0;
+            passed = was_claimed(card) ? (int64_t)(now_ns - card->freed_ns) : 0;
 
     if (owed > charged) {
         hm_party_charge(party, owed - charged);

@@ -4,7 +4,8 @@
  * GPU time is handed out in slots: one tenant possesses the card at a time. The arbiter opens its gate; closes it at the
  * end of the slot; waits until every process that launched in it has said that its work has ended; charges the tenant the
  * time that it had work outstanding; opens the next gate. Where tenants that take turns leave the card idle for much of the
- * time, because their processors don't keep up with it, all gates are open for a while. Time is an argument of everything here, and nothing sleeps.
+ * time, because their processors don't keep up with it, all gates are open for a while. Time is an argument of everything
+ * here, and nothing sleeps.
  * Also linked into hamirt._region, where tests drive it in virtual time.
  */
 #pragma once

@@ -148,8 +148,8 @@ look(int device, uint64_t now_ns)
     }
     if (!free && sight.outstanding && now_ns >= lane->sampled_ns + SAMPLE_NS)
         sample(lane, device, oldest != NULL, now_ns);
-    if (!sight
-             .outstanding) /* whatever was dropped on the way; not what was launched since we began to look */
+    /* whatever was dropped on the way, but not what was launched since we began to look */
+    if (!sight.outstanding)
         __atomic_compare_exchange_n(&lane->ahead_ns, &ahead, 0, false, __ATOMIC_RELAXED,
                                     __ATOMIC_RELAXED);
     if (oldest != NULL && now_ns > lane->busy_from_ns + STUCK_NS)
@@ -164,8 +164,10 @@ look(int device, uint64_t now_ns)
             become_idle(lane);
         sight.outstanding = true; /* one more look: a launch may have come that still saw us busy */
     }
-    if (free || !sight.outstanding)
-        lane->sampled_ns = lane->worked = 0;
+    if (free || !sight.outstanding) {
+        lane->sampled_ns = 0;
+        lane->worked = false;
+    }
     return sight;
 }
 
