@@ -106,6 +106,24 @@ sample(struct hm_lane *lane, int device, bool works, uint64_t now_ns)
     __atomic_store_n(&lane->use->worked_us, (uint32_t)(lane->worked_ns / HM_US), __ATOMIC_RELAXED);
 }
 
+/*
+ * Nothing is in flight: what is still counted was dropped on the way. That is known only of a moment in which nobody was in a
+ * launch, and no launch has ended since we began to look; what is launched after it counts.
+ */
+static void
+drop_rest(struct hm_lane *lane, int device, uint64_t launches)
+{
+    int64_t rest = __atomic_load_n(&lane->ahead_ns, __ATOMIC_SEQ_CST);
+
+    if (rest == 0)
+        return;
+    for (struct hm_line *line = hm_line_first(); line != NULL; line = line->next)
+        if (line->device == device && __atomic_load_n(&line->in_launch, __ATOMIC_SEQ_CST) != 0)
+            return;
+    if (__atomic_load_n(&lane->use->launches, __ATOMIC_ACQUIRE) == launches)
+        __atomic_fetch_sub(&lane->ahead_ns, rest, __ATOMIC_RELAXED);
+}
+
 static struct sight
 look(int device, uint64_t now_ns)
 {
@@ -113,7 +131,7 @@ look(int device, uint64_t now_ns)
     struct sight sight = {0};
     const struct hm_mark *oldest = NULL;
     uint32_t word, slot;
-    int64_t ahead = __atomic_load_n(&lane->ahead_ns, __ATOMIC_ACQUIRE);
+    uint64_t launches = __atomic_load_n(&lane->use->launches, __ATOMIC_ACQUIRE);
     bool over, free;
 
     hm_lane_choose(device, now_ns);
@@ -148,10 +166,8 @@ look(int device, uint64_t now_ns)
     }
     if (!free && sight.outstanding && now_ns >= lane->sampled_ns + SAMPLE_NS)
         sample(lane, device, oldest != NULL, now_ns);
-    /* whatever was dropped on the way, but not what was launched since we began to look */
     if (!sight.outstanding)
-        __atomic_compare_exchange_n(&lane->ahead_ns, &ahead, 0, false, __ATOMIC_RELAXED,
-                                    __ATOMIC_RELAXED);
+        drop_rest(lane, device, launches);
     if (oldest != NULL && now_ns > lane->busy_from_ns + STUCK_NS)
         settle_start(lane);
     if (!sight.outstanding && over) {

@@ -12,6 +12,7 @@
 #define FOLLOW 4
 #define MOST_FOLLOW_NS (2 * HM_MS)
 #define LEAST_LEFT_NS (100 * HM_US)
+#define LOOKS 10000           /* at what the reaper says, some 50 us */
 #define SPIN_NS (100 * HM_US) /* of short windows: a sleep takes at least so long */
 
 /* Predicted GPU time that is still to come, ns. */
@@ -86,10 +87,12 @@ hm_window_follows(struct hm_lane *lane, uint32_t slot, uint64_t cost_ns)
 {
     int64_t left = remaining(lane), cost = (int64_t)cost_ns;
 
-    if (__atomic_load_n(&hm_gate_of(lane)->ends_ns, __ATOMIC_RELAXED) == 0 ||
-        left < LEAST_LEFT_NS ||
-        __atomic_load_n(&lane->settled, __ATOMIC_SEQ_CST) == slot) /* partner: the reaper */
+    if (__atomic_load_n(&hm_gate_of(lane)->ends_ns, __ATOMIC_RELAXED) == 0 || left < LEAST_LEFT_NS)
         return false;
+    /* partner: the reaper, which is soon done with its look and finds that all has ended, or that we are in a launch */
+    for (int i = 0; __atomic_load_n(&lane->settled, __ATOMIC_SEQ_CST) == slot; i++)
+        if (i > LOOKS || __atomic_load_n(&lane->use->drained, __ATOMIC_SEQ_CST) == slot)
+            return false;
     if (__atomic_load_n(&lane->followed, __ATOMIC_RELAXED) != slot) {
         __atomic_store_n(&lane->after_ns, may_follow(left), __ATOMIC_RELAXED);
         __atomic_store_n(&lane->followed, slot, __ATOMIC_RELAXED);

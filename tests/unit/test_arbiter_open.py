@@ -91,7 +91,7 @@ def test_not_where_each_keeps_the_card_busy_at_its_turn(other: Load) -> None:
 
 def test_not_for_one_that_wants_the_card_seldom() -> None:
     """While nobody else waits for it, nobody says what the card does for the other."""
-    world, tenants = settled(Load(), Load(kernels=1, period_ns=2 * S))
+    world, _ = settled(Load(), Load(kernels=1, period_ns=2 * S))
     handover_ns = world.cards[0].state.handover_ns
     world.run(30 * S)
 
