@@ -357,7 +357,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """The daemon that a node's state came from."""
+    """The daemon that a node's state came from. `open_cards`: by UUID, those whose tenants take no turns at present."""
 
     version: str
     pid: int
@@ -365,7 +365,6 @@ class Supervisor:
     policy: str
     """`report` or `kill`: what it does about a violation."""
     open_cards: tuple[str, ...] = ()
-    """The UUIDs of cards whose tenants take no turns at present: turns left the card idle for a part of the time."""
 
 
 @dataclass(frozen=True, slots=True)
