@@ -148,7 +148,9 @@ def crowd_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:
     leaders = sum(kill["leader"] for kill in kills)
     gap = gap or (None if leaders else "no leader was killed")
     verdict = near(error, CAP_BAR_POINTS, 100 * spread * expected, gap)
+    had = ", ".join(f"{runs[index]['possessed'][name]:.1%}" for index, _, _ in found)
     detail = f"{error:.2f} off; {len(kills)} killed, {leaders} of them leading; A/A {100 * spread * expected:.2f}"
+    detail += f"; had the card for {had}"
     title = f"cap {caps[name]} %: eight processes, no supervisor, killed every second"
     bar = Bar(
         title, f"{expected:.1%}, within {CAP_BAR_POINTS:g} point", _list(found), verdict, f"{detail}; no cap {seen}"
@@ -236,18 +238,13 @@ def eager_bars(name: str, runs: Sequence[Run]) -> Judged:
     show what two do together."""
     own = [run for run in runs if run["role"] == "alone" or name in run["loads"]]
     bars, _ = ratio_bars("many small kernels, windowed by a cap of 99 %", THREADS_BAR, own)
-    pairs = [shares(runs, index) for index in _indexes(runs, "with") if name not in runs[index]["loads"]]
-    rows = [["two of them, equal weights", f"{_beside(one)}: {sum(s.mean for s in one.values()):.3f}"] for one in pairs]
-    return bars, rows
+    pairs = [index for index in _indexes(runs, "with") if name not in runs[index]["loads"]]
+    return bars, [_together("two of them", runs, index) for index in pairs]
 
 
 def decode_bars(runs: Sequence[Run]) -> Judged:
     """Show what two engines that generate get done together, with equal weights and with caps."""
-    pairs = [shares(runs, index) for index in _indexes(runs, "with")]
-    return [], [
-        [f"two that decode, {' and '.join(one)}", f"{_beside(one)}: {sum(s.mean for s in one.values()):.3f}"]
-        for one in pairs
-    ]
+    return [], [_together("two that decode", runs, index) for index in _indexes(runs, "with")]
 
 
 def latency_bars(name: str, runs: Sequence[Run]) -> Judged:
@@ -385,6 +382,13 @@ def _worse(one: Verdict, other: Verdict) -> Verdict:
 
 def _list(found: Sequence[tuple[int, str, Share]]) -> str:
     return ", ".join(str(share) for _, _, share in found)
+
+
+def _together(title: str, runs: Sequence[Run], index: int) -> list[str]:
+    found, card = shares(runs, index), runs[index]["card"]
+    busy = ", ".join(f"{card[k]:.0%} by {who}" for k, who in (("engine", "GPM"), ("utilization", "NVML")) if k in card)
+    text = f"{_beside(found)}: {sum(share.mean for share in found.values()):.3f}; card busy {busy}"
+    return [f"{title}, {' and '.join(found)}", text]
 
 
 def _beside(found: dict[str, Share]) -> str:
