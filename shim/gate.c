@@ -149,8 +149,7 @@ static bool
 pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
 {
     struct hm_line *line = pass->line;
-    const struct hm_gate *gate = hm_gate_of(lane);
-    uint64_t window_ns = __atomic_load_n(&gate->window_ns, __ATOMIC_RELAXED);
+    uint64_t window_ns = __atomic_load_n(&hm_gate_of(lane)->window_ns, __ATOMIC_RELAXED);
 
     if (HM_UNLIKELY(__atomic_load_n(&lane->use->busy, __ATOMIC_SEQ_CST) == 0))
         become_busy(line->device, lane);
@@ -198,23 +197,22 @@ hm_gate_enter(struct hm_pass *pass, hm_work work, CUstream stream)
     *pass = (struct hm_pass){.line = line, .work = work};
     hm_cost_of(pass);
     for (;;) {
-        bool behind = false;
+        bool closed, behind;
         uint32_t word;
 
         hm_line_begin(line);
         word = hm_word_of(hm_gate_of(lane));
-        if (HM_UNLIKELY((word & HM_GATE_STATES) == HM_GATE_CLOSED)) {
-            behind = follows(pass, lane, word);
-            if (behind) {
-                ;
-            } else if (is_waited_for(lane->use)) {
+        closed = HM_UNLIKELY((word & HM_GATE_STATES) == HM_GATE_CLOSED);
+        behind = closed && follows(pass, lane, word);
+        if (closed && !behind) {
+            if (is_waited_for(lane->use)) {
                 __atomic_store_n(&lane->use->drained, lane->use->entered - 1, __ATOMIC_SEQ_CST);
             } else {
                 hm_end_launch(line);
                 wait_for_gate(device, line);
                 continue;
             }
-        } else if (HM_UNLIKELY(word != line->word) && !enter_slot(line, lane, word)) {
+        } else if (HM_UNLIKELY(word != line->word) && !closed && !enter_slot(line, lane, word)) {
             hm_end_launch(line);
             continue;
         }
