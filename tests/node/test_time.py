@@ -66,14 +66,19 @@ def test_tenants_that_leave_the_card_idle_have_it_all_at_once(daemon: Daemon, no
     def gates() -> list[int]:
         return [load.gate().word & lib.HM_GATE_STATES for load in (first, second)]
 
+    def open_cards() -> list[str]:
+        return list(node.status()["supervisor"]["open_cards"])
+
+    assert open_cards() == []
     for load in (first, second):
         load.work(SPARSE, 30)
     wait_for(lambda: gates() == [lib.HM_GATE_FREE] * 2, "both gates to be free")
-    wait_for(lambda: node.status()["supervisor"]["open_cards"] != [], "status to say so")
+    wait_for(lambda: open_cards() != [], "status to say so")
     third = Load(node, compiled, "third")
     third.work(HALF_MS, 10)
 
     wait_for(lambda: lib.HM_GATE_CLOSED in gates(), "them to take turns again")
+    wait_for(lambda: open_cards() == [], "status to say so")
 
 
 @pytest.mark.parametrize("what", ["host", "value"])

@@ -349,3 +349,22 @@ def test_who_has_the_card_alone_hands_nothing_over() -> None:
     world.run(10 * S)
 
     assert world.cards[0].state.handover_ns == 0
+
+
+@pytest.mark.parametrize(
+    ("processes", "other", "told"),
+    [(1, NORMAL, True), (2, NORMAL, False), (1, LATENCY, False)],
+    ids=["one process", "two processes", "beside class latency"],
+)
+def test_a_slots_end_is_told_to_who_may_work_ahead_to_it(processes: int, other: int, told: bool) -> None:
+    """...a single process, where nobody wants the card at once."""
+    world = World(1)
+    tenants = [world.tenant(Load(), processes=processes), world.tenant(Load(), latency_class=other)]
+    ahead = []
+    for _ in range(500):
+        world.run(1 * MS)
+        if tenants[0].gate.word & STATES != CLOSED:
+            ahead.append(tenants[0].gate.ends_ns - world.now)
+
+    assert max(ahead) <= 20 * MS
+    assert (max(ahead) > 5 * MS) == told

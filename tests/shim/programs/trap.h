@@ -61,12 +61,19 @@ load_code(CUfunction *spin, CUfunction *fill)
     CHECK(cuModuleGetFunction(fill, module, "hm_fill"));
 }
 
+/* For each number of blocks it is work of another kind. */
 static inline void
-spin_with(CUfunction function, CUstream stream, uint64_t ns)
+spin_on(CUfunction function, unsigned int blocks, CUstream stream, uint64_t ns)
 {
     void *arguments[] = {&ns};
 
-    CHECK(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL));
+    CHECK(cuLaunchKernel(function, blocks, 1, 1, 1, 1, 1, 0, stream, arguments, NULL));
+}
+
+static inline void
+spin_with(CUfunction function, CUstream stream, uint64_t ns)
+{
+    spin_on(function, 1, stream, ns);
 }
 
 static inline void

@@ -11,13 +11,10 @@
 #define PAUSED_NS (50 * 1000ull)
 #define PAUSE_NS (200 * 1000ull)
 
-/* Work of a kind of its own for each number of blocks. */
 static void
 run(CUstream stream, unsigned int blocks, uint64_t ns)
 {
-    void *arguments[] = {&ns};
-
-    CHECK(cuLaunchKernel(spin_function, blocks, 1, 1, 1, 1, 1, 0, stream, arguments, NULL));
+    spin_on(spin_function, blocks, stream, ns);
 }
 
 static void
