@@ -5,11 +5,16 @@ import shutil
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import need
 
 # A shell's background job ignores it, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The first text in a fresh clone takes a second, for a table of Unicode that is made then: no strategy's fault.
+settings.register_profile("hamirt", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hamirt")
 
 
 @pytest.fixture

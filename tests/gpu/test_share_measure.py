@@ -18,6 +18,8 @@ from bench.share_bars import (
     cap_bars,
     change_bars,
     crowd_bars,
+    decode_bars,
+    eager_bars,
     four_bars,
     jain,
     killed_bars,
@@ -47,7 +49,8 @@ def load(rate: float, job: str = JOB, spread: float = 0.0, **more: Any) -> dict[
 
 def done(role: str, events: dict[str, Any] | None = None, **loads: dict[str, Any]) -> dict[str, Any]:
     """Return a run, as share_measure.take does."""
-    return {"role": role, "seconds": 5.0, "loads": loads, "events": events or {}}
+    usual = {"card": {"utilization": 0.99, "engine": 0.9}, "possessed": dict.fromkeys(loads, 0.304)}
+    return {"role": role, "seconds": 5.0, "loads": loads, "events": events or {}, **usual}
 
 
 def alone(rate: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -155,7 +158,18 @@ def test_crowd(share: float, leaders: int, verdict: str) -> None:
     kills = {"kills": [{"at_s": 1.0, "leader": number < leaders} for number in range(2)]}
     runs = [alone(), done("with", kills, crowd=load(share)), alone(), done("off", free=load(1.0)), alone()]
 
-    assert verdicts(crowd_bars({"crowd": 30}, runs)) == [verdict]
+    judged = crowd_bars({"crowd": 30}, runs)
+    assert verdicts(judged) == [verdict]
+    assert "had the card for 30.4%" in judged[0][0].detail
+
+
+def test_what_two_do_together_is_shown_beside_how_busy_the_card_was() -> None:
+    one = {"one": load(0.9), "two": load(0.8)}
+    runs = [alone(), done("with", windowed=load(1.0)), alone(), done("with", **one), alone()]
+
+    said = "0.900 + 0.800: 1.700; card busy 90% by GPM, 99% by NVML"
+    assert eager_bars("windowed", runs)[1] == [["two of them, one and two", said]]
+    assert decode_bars(runs[2:]) == ([], [["two that decode, one and two", said]])
 
 
 @pytest.mark.parametrize(
