@@ -4,7 +4,6 @@
 #include <string.h>
 
 #define UNPAID_NS (1 * HM_MS) /* of a slot: until it has begun, and until it is seen to be idle */
-#define CONTENDED_NS (500 * HM_MS)
 #define LATENCY_NS (1000 * HM_MS)
 /* Between one arbiter and the next, if they follow each other. */
 #define LONGEST_GAP_NS (1000 * HM_MS)
@@ -84,17 +83,11 @@ close_free_gate(struct hm_party *party, uint64_t since_ns, uint64_t now_ns)
     set_gate(party, hm_party_slot(party), HM_GATE_CLOSED);
 }
 
-static bool
-is_contended(const struct hm_card *card, uint64_t now_ns)
-{
-    return now_ns < card->contended_until_ns;
-}
-
 static void
 start_slot(struct hm_card *card, uint64_t now_ns)
 {
     struct hm_party *party = card->holder;
-    bool metered = hm_party_is_capped(party) || is_contended(card, now_ns);
+    bool metered = hm_party_is_capped(party) || hm_turn_contended_until_ns(party) > now_ns;
 
     card->state = HM_CARD_HELD;
     card->opened_ns = now_ns;
@@ -141,12 +134,7 @@ look_at_all(struct hm_card *card, uint64_t now_ns)
             party->wanted_since_ns = 0;
         else if (party->wanted_since_ns == 0)
             party->wanted_since_ns = now_ns;
-        if (party->wants && party != card->holder) {
-            card->contended_until_ns = now_ns + CONTENDED_NS;
-            if (hm_party_is_latency(party))
-                card->latency_until_ns = now_ns + LATENCY_NS;
-        }
-        if (party == card->holder && hm_party_is_latency(party))
+        if ((party->wants || party == card->holder) && hm_party_is_latency(party))
             card->latency_until_ns = now_ns + LATENCY_NS;
     }
     if (card->holder != NULL && !hm_turn_claimed(card)) /* it would be its turn again and again */
@@ -191,7 +179,8 @@ static uint64_t
 go_on(struct hm_card *card, uint64_t now_ns)
 {
     struct hm_party *party = card->holder;
-    uint64_t end = hm_turn_end_ns(card, now_ns), opening = hm_turn_opening_ns(card, now_ns);
+    uint64_t end = hm_turn_end_ns(card, now_ns), opening = hm_turn_opening_ns(card, now_ns),
+             contended_until = hm_turn_contended_until_ns(party);
 
     if (hm_turn_claimed(card) && may_be_open(card, now_ns)) {
         card->holder = NULL;
@@ -208,7 +197,7 @@ go_on(struct hm_card *card, uint64_t now_ns)
         return now_ns;
     }
     if (hm_party_state(party) == HM_GATE_WINDOWED && !hm_party_is_capped(party) &&
-        !is_contended(card, now_ns)) {
+        contended_until <= now_ns) {
         card->opened_ns = now_ns; /* free_ns counts from here */
         set_gate(party, hm_party_slot(party), HM_GATE_FREE);
         return UINT64_MAX;
@@ -216,8 +205,8 @@ go_on(struct hm_card *card, uint64_t now_ns)
     set_window(card, party, now_ns);
     set_end(card, party, end);
     if (hm_party_state(party) == HM_GATE_WINDOWED && !hm_party_is_capped(party) &&
-        card->contended_until_ns < end)
-        end = card->contended_until_ns;
+        contended_until < end)
+        end = contended_until;
     return opening < end ? opening : end;
 }
 

@@ -73,7 +73,8 @@ struct hm_card {
     uint64_t freed_ns; /* when the last slot was over, while another tenant waited; 0: nobody did */
     uint64_t
         handover_ns; /* while somebody waited, ever, and charged to nobody: what taking turns costs */
-    uint64_t contended_until_ns; /* others wanted the card of late: no gate is free */
+    const struct hm_party *last; /* of those that wanted the card or had it, the last one */
+    uint64_t last_ns, other_ns;  /* when that was, and when another one last did */
     uint64_t latency_until_ns;   /* so did one of class latency: windows are short */
     int64_t virtual_ns;          /* how far the fair queue is */
 

@@ -169,10 +169,8 @@ static int64_t
 opening_credit(const struct hm_party *party)
 {
     int64_t percent = hm_party_percent(party),
-            period =
-                party->card->count > 1 && party->card->contended_until_ns > party->gate->credited_ns
-                    ? LONG_PERIOD_NS
-                    : PERIOD_NS;
+            period = hm_turn_contended_until_ns(party) > party->gate->credited_ns ? LONG_PERIOD_NS
+                                                                                  : PERIOD_NS;
 
     return period * percent * (100 - percent) / 10000;
 }

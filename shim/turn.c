@@ -11,6 +11,7 @@
 /* Beside the other classes batch has the shortest slot so often: a few percent, in parts that delay nobody for long. */
 #define FLOOR_NS (80 * HM_MS)
 #define HEAD_START_NS (20 * HM_MS)
+#define CONTENDED_NS (500 * HM_MS)
 
 /* Another tenant wants the card, and may have it. */
 bool
@@ -234,6 +235,19 @@ hm_turn_join(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
     if ((comes || waits) && party->gate->virtual_ns < least)
         party->gate->virtual_ns = least;
     party->seen_ns = now_ns;
+    if (card->last != party)
+        card->other_ns = card->last_ns;
+    card->last = party;
+    card->last_ns = now_ns;
+}
+
+uint64_t
+hm_turn_contended_until_ns(const struct hm_party *party)
+{
+    const struct hm_card *card = party->card;
+    uint64_t other_ns = card->last == party ? card->other_ns : card->last_ns;
+
+    return other_ns > 0 ? other_ns + CONTENDED_NS : 0;
 }
 
 /* The queue is where the holder is. */

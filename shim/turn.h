@@ -101,5 +101,7 @@ uint64_t hm_turn_opening_ns(const struct hm_card *card, uint64_t now_ns);
 uint64_t hm_turn_end_ns(struct hm_card *card, uint64_t now_ns);
 /* turn.c: it wants the card, or has it: it has a place in the queue. */
 void hm_turn_join(struct hm_card *card, struct hm_party *party, uint64_t now_ns);
+/* turn.c: another tenant wants the card, had it or wanted it of late: its gate is not free. */
+uint64_t hm_turn_contended_until_ns(const struct hm_party *party);
 /* turn.c: the queue is where the holder is. */
 void hm_turn_advance(struct hm_card *card);

@@ -234,6 +234,28 @@ def test_the_gate_is_free_again_half_a_second_after_the_last_contention() -> Non
     assert all(after == FREE for before, after in pairwise(states) if before == FREE)
 
 
+@pytest.mark.parametrize(("other", "shortest", "longest"), [(60 * S, 10 * MS, 17 * MS), (0, 40 * MS, 50 * MS)])
+def test_a_caps_period_is_longer_only_beside_one_that_works(other: int, shortest: int, longest: int) -> None:
+    world = World(21)
+    capped = world.tenant(Load(100 * US), percent=20)
+    world.tenant(Load(kernels=1, pause_ns=other), percent=30)
+    world.run(1 * S)
+    before = capped.gate.slots
+
+    world.run(4 * S)
+
+    assert shortest < 4 * S / (capped.gate.slots - before) < longest
+
+
+def test_who_was_always_alone_had_its_gate_free_all_along() -> None:
+    world = World(22)
+    lone = world.tenant(Load())
+    world.run(1 * S)
+
+    assert lone.gate.word & STATES == FREE
+    assert lone.gate.charged_ns == 0
+
+
 def test_a_free_gate_closes_when_another_wants() -> None:
     world = World(9)
     steady = world.tenant(Load(queue=4))
