@@ -1,8 +1,8 @@
 """What the runs of bench/share.py amount to: shares, bars with their verdicts, and what is only shown. Pure.
 
 A run is what share_measure.take returns: its role (alone: natively and nobody beside it; with: what the row is about;
-off: the same without what limits it) and for each load its rate of work. A share is that rate over the rate that the
-same job has alone, in the runs right before and after. How far those differ is the noise.
+off: without what limits it; calm: alone, then with, but nobody killed) and for each load its rate of work. A share is
+that rate over what the same job does alone, in the runs right before and after. How far those differ is the noise.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def cap_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:
 
 
 def crowd_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:
-    """Judge a tenant of several processes that are killed, without a supervisor."""
+    """Judge a tenant of several processes that are killed, without a supervisor; alone they are killed as well."""
     spread, gap, seen = noise(runs), *_unlimited(runs)
     found = list(_each(runs, "with"))
     name = found[0][1]
@@ -150,12 +150,12 @@ def crowd_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:
     verdict = near(error, CAP_BAR_POINTS, 100 * spread * expected, gap)
     had = ", ".join(f"{runs[index]['possessed'][name]:.1%}" for index, _, _ in found)
     detail = f"{error:.2f} off; {len(kills)} killed, {leaders} of them leading; A/A {100 * spread * expected:.2f}"
-    detail += f"; had the card for {had}"
+    detail += f"; had the card for {had}; no cap {seen}"
     title = f"cap {caps[name]} %: eight processes, no supervisor, killed every second"
-    bar = Bar(
-        title, f"{expected:.1%}, within {CAP_BAR_POINTS:g} point", _list(found), verdict, f"{detail}; no cap {seen}"
-    )
-    return [bar], []
+    bar = Bar(title, f"{expected:.1%}, within {CAP_BAR_POINTS:g} point", _list(found), verdict, detail)
+    calm = [load["rate"] for run in runs if run["role"] == "calm" for load in run["loads"].values()]
+    shown = [["crowd, nobody killed, of what it does alone", f"{calm[1] / calm[0]:.2%}"]] if calm else []
+    return [bar], shown
 
 
 def two_cap_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:

@@ -55,7 +55,7 @@ class Action:
 
 
 class KillProcesses(Action):
-    """Kills the process that leads the tenant and another one, each second."""
+    """Kills the process that leads the tenant and another one, each second; of a load without a tenant any two."""
 
     def __init__(self, crew: Crew, jobs: dict[str, Job]) -> None:
         super().__init__(crew, jobs)
@@ -72,10 +72,10 @@ class KillProcesses(Action):
         return {"kills": self.kills}
 
     def _kill(self, name: str, start_ns: int) -> None:
-        load, page = self.crew.loads[name], self.crew.page(name, "rw/usage")
-        files = {pid: file for file in load.files if (pid := file.word(PID))}
-        leader = page.leader()
-        first = leader or page.first_pid()
+        files = {pid: file for file in self.crew.loads[name].files if (pid := file.word(PID))}
+        page = self.crew.page(name, "rw/usage") if self.crew.is_tenant(name) else None
+        leader = page.leader() if page else 0
+        first = leader or (page.first_pid() if page else next(iter(files), 0))
         others = [pid for pid in files if pid != first]
         for victim in (first, self._luck.choice(others) if others else None):
             if victim is not None and victim in files:

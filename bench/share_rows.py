@@ -66,7 +66,7 @@ class Step:
     """One run: who does what for how long."""
 
     role: str
-    """alone, with or off, as in share_bars."""
+    """alone, with, off or calm, as in share_bars."""
     jobs: tuple[tuple[str, Job], ...]
     seconds: float
     action: str = ""
@@ -149,6 +149,9 @@ def rows(seconds: float = 5.0, alone_s: float = 2.0, rounds: int = 2) -> tuple[R
         one = [(*alone(job, length_s=seconds), Step("with", ((member, job),), seconds)) for job in jobs] * rounds
         return Row(name, LONE, tuple(step for pair in one for step in pair), partial(ratio_bars, title, bar))
 
+    def killed(role: str, name: str) -> Step:
+        return Step(role, ((name, crowd),), seconds if role == "with" else alone_s + 1, "kill processes")
+
     crowd, two = saturate(500, depth=2), {"s30": 30, "s60": 60}
     windowed = "four threads on four streams, windowed by a cap of 99 %"
     return (
@@ -168,7 +171,13 @@ def rows(seconds: float = 5.0, alone_s: float = 2.0, rounds: int = 2) -> tuple[R
         Row(
             "crowd",
             CROWD,
-            (*paired({"crowd": crowd}, action="kill processes"), off(free=crowd), *alone(crowd)),
+            (
+                *((killed("alone", REF), killed("with", "crowd")) * rounds),
+                killed("alone", REF),
+                killed("off", "free"),
+                killed("alone", REF),
+                *(Step("calm", ((name, crowd),), alone_s) for name in (REF, "crowd")),
+            ),
             partial(crowd_bars, {"crowd": 30}),
         ),
         Row(

@@ -1,9 +1,10 @@
 /* What a tenant's processes say, what they are charged for, and what a capped tenant may still have. */
 #include "turn.h"
 
-#define PERIOD_NS (10 * HM_MS)      /* of a cap: its slots and its pauses together */
-#define LONG_PERIOD_NS (40 * HM_MS) /* while others want the card: each change costs */
-#define BURST_NS (20 * HM_MS)       /* a cap's credit does not grow beyond this */
+#define PERIOD_NS (10 * HM_MS) /* of a cap: its slots and its pauses together */
+/* A cap's credit does not grow beyond the first; while it waits for others' slots, not beyond the second. */
+#define BURST_NS (20 * HM_MS)
+#define WAITING_NS (2 * HM_SLOT_NS)
 #define LONGEST_NS (10000 * HM_MS)
 
 /* What a process changes whenever it runs on the card. */
@@ -142,8 +143,8 @@ hm_party_account(struct hm_party *party, uint64_t now_ns)
     gate->charged_until_ns = until;
 }
 
-void
-hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns)
+static void
+give_credit(struct hm_party *party, bool worked, uint64_t now_ns)
 {
     struct hm_gate *gate = party->gate;
     int64_t passed = now_ns > gate->credited_ns ? (int64_t)(now_ns - gate->credited_ns) : 0, most;
@@ -157,28 +158,42 @@ hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns)
     if (passed < 100)
         return; /* so that rounding loses nothing to speak of */
     /* While it worked all along, its credit is what it has to pay with once it is known what it took. */
-    most = worked ? INT64_MAX : BURST_NS;
+    most = worked ? INT64_MAX : party->wanted_since_ns > 0 && !party->rests ? WAITING_NS : BURST_NS;
     most = hm_max(most,
                   gate->credit_ns); /* what a successor was given for the time without an arbiter */
     gate->credit_ns = hm_min(most, gate->credit_ns + passed * party->percent / 100);
     gate->credited_ns = now_ns;
 }
 
-/* The credit with which a capped tenant's slot begins: that of a period whose slots and pauses are as the cap says. */
+/*
+ * The credit with which a capped tenant's slot begins that had none left. Alone, its slots and pauses are short; where changes
+ * cost, to other tenants or between its own processes, its slot is as long as anybody's.
+ */
 static int64_t
 opening_credit(const struct hm_party *party)
 {
-    int64_t percent = hm_party_percent(party),
-            period = hm_turn_contended_until_ns(party) > party->gate->credited_ns ? LONG_PERIOD_NS
-                                                                                  : PERIOD_NS;
+    int64_t percent = hm_party_percent(party), slot = PERIOD_NS * percent / 100;
 
-    return period * percent * (100 - percent) / 10000;
+    if (party->entered > 1 || hm_turn_contended_until_ns(party) > party->gate->credited_ns)
+        slot = HM_SLOT_NS;
+    return slot * (100 - percent) / 100;
+}
+
+void
+hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns)
+{
+    int64_t opening = opening_credit(party),
+            least = HM_LEAST_SLOT_NS * (100 - hm_party_percent(party)) / 100;
+
+    give_credit(party, worked, now_ns);
+    party->rests = hm_party_is_capped(party) &&
+                   party->gate->credit_ns < (party->rests ? opening : hm_min(least, opening));
 }
 
 bool
 hm_party_may_open(const struct hm_party *party)
 {
-    return !hm_party_is_capped(party) || party->gate->credit_ns >= opening_credit(party);
+    return !party->rests;
 }
 
 /* When a capped tenant that waits will have its credit; UINT64_MAX: it is not that it lacks. */
@@ -187,7 +202,7 @@ hm_party_opens_ns(const struct hm_party *party, uint64_t now_ns)
 {
     int64_t lacks = opening_credit(party) - party->gate->credit_ns;
 
-    return party->wants && hm_party_is_capped(party) && lacks > 0
+    return party->wants && party->rests
                ? now_ns + (uint64_t)(lacks * 100 / hm_party_percent(party)) + HM_US
                : UINT64_MAX;
 }

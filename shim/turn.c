@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#define SLOT_NS (20 * HM_MS)
 /* With many that want the card, slots get shorter, so that a turn does not take longer. */
 #define ROUND_NS (80 * HM_MS)
 #define IDLE_NS (300 * HM_US)    /* as HM_IDLE_NS of the shim */
@@ -176,7 +175,7 @@ slot_ns(const struct hm_card *card)
         if (hm_party_weight(party) > heaviest)
             heaviest = hm_party_weight(party);
     }
-    slot = hm_min(SLOT_NS, ROUND_NS / wanting) * hm_party_weight(holder) / heaviest;
+    slot = hm_min(HM_SLOT_NS, ROUND_NS / wanting) * hm_party_weight(holder) / heaviest;
     return hm_max(slot, HM_LEAST_SLOT_NS);
 }
 
@@ -229,7 +228,7 @@ void
 hm_turn_join(struct hm_card *card, struct hm_party *party, uint64_t now_ns)
 {
     int64_t least = card->virtual_ns - HM_LEAST_SLOT_NS;
-    bool comes = now_ns > party->seen_ns + (uint64_t)SLOT_NS * 2,
+    bool comes = now_ns > party->seen_ns + (uint64_t)HM_SLOT_NS * 2,
          waits = party != card->holder && (hm_party_is_batch(party) || !hm_party_may_open(party));
 
     if ((comes || waits) && party->gate->virtual_ns < least)

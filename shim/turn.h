@@ -7,6 +7,7 @@
 #include "futex.h"
 
 #define HM_FULL_WEIGHT 100
+#define HM_SLOT_NS (20 * HM_MS)
 #define HM_LEAST_SLOT_NS (2 * HM_MS)
 #define HM_UNUSED_NS (5 * HM_MS) /* who asked for the card and does not launch loses it */
 
@@ -79,7 +80,7 @@ void hm_party_charge(struct hm_party *party, int64_t ns);
 void hm_party_account(struct hm_party *party, uint64_t now_ns);
 /* party.c: give a capped tenant its credit for the time since it last got some. worked: it had the card all along. */
 void hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns);
-/* party.c: it has credit enough for a slot. */
+/* party.c: it is not at rest for want of credit. */
 bool hm_party_may_open(const struct hm_party *party);
 /* party.c: when a capped tenant that waits will have its credit; UINT64_MAX: it is not that it lacks. */
 uint64_t hm_party_opens_ns(const struct hm_party *party, uint64_t now_ns);

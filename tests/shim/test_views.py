@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import pytest
 from hamirt import region
 from tests.shim.conftest import CARD_BYTES, MIB, PROGRAMS, TIMEOUT_S, Build, Node, Tenant, card_uuid
 from tests.shim.view import Shell, working
+from tests.support import need
 
 CAP = 8192 * MIB
 RESERVE = region.RESERVE_BYTES
@@ -379,8 +381,8 @@ def test_without_a_tenant_everything_is_nvmls(node: Node, open_shell: Open) -> N
 
 
 def test_gpustat_and_nvitop_show_the_same(node: Node, open_shell: Open) -> None:
-    pytest.importorskip("gpustat")
-    pytest.importorskip("nvitop")
+    for name in ("gpustat", "nvitop"):
+        need(name, importlib.util.find_spec(name) is not None)  # imported here, they would change our pynvml
     node.cards = 2
     tenant = node.tenant(CAP, devices=(1,))
     working(open_shell(), 2048, ordinal=1)

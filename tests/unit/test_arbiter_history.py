@@ -73,3 +73,18 @@ def test_a_cap_that_comes_later_is_no_debt(percent: int) -> None:
     world.run(50 * MS)
 
     assert shares(world, 500 * MS, tenant) == pytest.approx([percent / 100], abs=0.03)
+
+
+def test_a_cap_that_is_not_used_up_waits_for_no_credit() -> None:
+    world = World(23)
+    world.tenant(Load(100 * US, kernels=1, pause_ns=10 * MS))
+    capped = world.tenant(Load(100 * US, kernels=1, pause_ns=600 * S), percent=10)
+    world.run(1 * S)
+
+    capped.processes[0].load = Load(2 * MS, kernels=1, pause_ns=1 * MS)
+    capped.processes[0].ask()
+    world.run(25 * MS)
+
+    assert capped.ran_ns > 12 * MS  # of the 20 ms that it had not taken
+    world.run(35 * MS)
+    assert capped.ran_ns < 27 * MS
