@@ -30,6 +30,18 @@ tell_start(struct hm_lane *lane, const struct hm_mark *mark, uint64_t now_ns)
     __atomic_store_n(&lane->use->busy_since_ns, usual > from ? usual : from, __ATOMIC_RELEASE);
 }
 
+/* How many of the tenant's processes are at work at the same time, we among them: the card divides its time. */
+static uint32_t
+count_sharers(int device)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < hm_slots(); i++)
+        count += __atomic_load_n(&hm_tenant.usage->slot[i].taken, __ATOMIC_RELAXED) != 0 &&
+                 __atomic_load_n(&hm_tenant.usage->slot[i].use[device].busy, __ATOMIC_RELAXED) != 0;
+    return count > 0 ? count : 1;
+}
+
 /* A mark has ended, or will never be known to. */
 static void
 finish(const struct hm_line *line, struct hm_mark *mark, uint64_t now_ns)
@@ -41,7 +53,8 @@ finish(const struct hm_line *line, struct hm_mark *mark, uint64_t now_ns)
     if (first)
         tell_start(lane, mark, now_ns);
     if (mark->tells && mark->context != NULL && now_ns > begun && !(first && mark->known)) {
-        hm_cost_learn(mark, now_ns - begun, begun > mark->begun_ns);
+        lane->sharers = count_sharers(line->device);
+        hm_cost_learn(mark, (now_ns - begun) / lane->sharers, begun > mark->begun_ns);
         if (mark->launches == 1 && now_ns - begun > lane->use->longest_ns)
             __atomic_store_n(&lane->use->longest_ns, now_ns - begun, __ATOMIC_RELAXED);
     }

@@ -74,6 +74,8 @@ struct hm_lane {
         sampled_ns; /* when it was last looked whether the card works; 0: not of late; the reaper */
     uint64_t worked_ns; /* how long it did; the reaper */
     bool worked;        /* then; the reaper */
+    uint32_t
+        sharers; /* processes of the tenant among which the card divided its time of late; the reaper */
 } __attribute__((aligned(64)));
 
 extern struct hm_lane hm_lanes[HM_DEVICES];

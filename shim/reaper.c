@@ -206,7 +206,8 @@ tell_progress(struct hm_lane *lane)
 static int64_t
 nap_ns(const struct hm_lane *lane, struct sight sight, uint64_t now_ns)
 {
-    int64_t left = (int64_t)(lane->oldest_since_ns + lane->oldest_cost_ns - now_ns);
+    uint64_t cost = lane->oldest_cost_ns * (lane->sharers > 0 ? lane->sharers : 1);
+    int64_t left = (int64_t)(lane->oldest_since_ns + cost - now_ns);
     int64_t nap = sight.hurry ? left - EARLY_NS : left / 2;
 
     if ((sight.tense && may_spin) || (sight.hurry && left < EARLY_NS && left > -LATE_NS))

@@ -20,8 +20,12 @@ Start = Callable[..., Trap]
 def trap(node: Node, build: Build) -> Start:
     """Start a scenario of programs/trap_step.c in a tenant whose gate the test holds."""
 
-    def start(*arguments: str, window_ns: int = WINDOW_NS) -> Trap:
+    def start(*arguments: str, window_ns: int = WINDOW_NS, siblings: int = 0) -> Trap:
         program = gated_trap(node, build, "trap_step", *arguments, window_ns=window_ns)
+        usage = program.gates.usage
+        for slot in usage.slot[1 : 1 + siblings]:
+            slot.taken = slot.use[0].busy = 1
+        usage.high_slot = 1 + siblings
         program.say()
         return program
 
@@ -38,6 +42,16 @@ def test_to_the_end_of_its_slot_work_may_come_ahead(ends: bool, trap: Start) -> 
     early = program.hear("early")
 
     assert (early > ROUNDS // 2) == ends  # a busy machine may make some late, and have some costs learned wrong
+
+
+@pytest.mark.parametrize("siblings", [0, 15])
+def test_among_the_processes_of_a_tenant_work_takes_longer_than_it_costs(siblings: int, trap: Start) -> None:
+    """...so that each may have as much in flight as it had without them: the driver changes between them less often."""
+    program = trap("behind", siblings=siblings)
+    program.hear("ready")
+    program.say()
+
+    assert (program.hear("early") > ROUNDS // 2) == (siblings > 0)
 
 
 def start_and_close(trap: Start, what: str, ends_ns: int) -> tuple[Trap, int]:
