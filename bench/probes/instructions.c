@@ -245,9 +245,9 @@ thaw(void)
         ptrace(PTRACE_DETACH, frozen[--frozen_count], NULL, NULL);
 }
 
-/* Step through one launch. False: the hook waits, for what has to be thawed first. */
+/* Step through one launch, and print what it took if it counts. False: the hook waits, for what has to be thawed first. */
 static bool
-step_launch(void)
+step_launch(bool counts)
 {
     int inside = 0, calls = 0;
 
@@ -267,8 +267,10 @@ step_launch(void)
                 return false;
         }
     }
-    printf("%s[%d, %d]", printed ? ",\n" : "[", inside, calls);
-    printed = true;
+    if (counts) {
+        printf("%s[%d, %d]", printed ? ",\n" : "[", inside, calls);
+        printed = true;
+    }
     return true;
 }
 
@@ -284,7 +286,8 @@ step(void)
         go(PTRACE_CONT);
         find_ranges();
         freeze_others();
-        for (int i = 0; i < LAUNCHES && step_launch(); i++)
+        /* the first may be one after a pause, which tells the arbiter */
+        for (int i = 0; i < LAUNCHES && step_launch(i > 0); i++)
             ;
         thaw();
     }
