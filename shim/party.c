@@ -200,7 +200,7 @@ hm_party_may_open(const struct hm_party *party)
 uint64_t
 hm_party_opens_ns(const struct hm_party *party, uint64_t now_ns)
 {
-    int64_t lacks = opening_credit(party) - party->gate->credit_ns;
+    int64_t lacks = hm_max(opening_credit(party) - party->gate->credit_ns, 0);
 
     return party->wants && party->rests
                ? now_ns + (uint64_t)(lacks * 100 / hm_party_percent(party)) + HM_US
