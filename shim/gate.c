@@ -158,6 +158,9 @@ pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
     window_ns = hm_window_ns(lane);
     if (hm_window_room(line, lane, window_ns, pass->cost_ns))
         return true;
+    if (hm_line_has_marks(line) && hm_window_overshoots(lane) &&
+        hm_window_follows(lane, line->word / HM_GATE_SLOT, pass->cost_ns))
+        return true;
     if (line->tail.launches > 0)
         hm_window_mark_apart(line, &line->tail);
     hm_end_launch(line);

@@ -78,6 +78,14 @@ hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t 
            missing(lane, window_ns, cost_ns) == 0;
 }
 
+bool
+hm_window_overshoots(const struct hm_lane *lane)
+{
+    uint64_t ends = __atomic_load_n(&hm_gate_of(lane)->ends_ns, __ATOMIC_RELAXED);
+
+    return ends > 0 && remaining(lane) > (int64_t)(ends - hm_now_ns());
+}
+
 /*
  * A program makes its next work ready while the card is at the last: what comes behind that belongs to it, such as the tokens'
  * choice behind a model's step. Held back, it would have the card idle at the beginning of its next slot.

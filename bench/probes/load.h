@@ -29,13 +29,13 @@ enum word {
     FROM_NS,  /* CLOCK_MONOTONIC */
     UNTIL_NS,
     QUIT,
-    SMALL, /* empty kernels behind each unit, which the program makes ready one by one */
+    SMALL, /* empty kernels before each unit, which the program makes ready one by one */
 };
 #define WORDS 512
 #define SAMPLES_KEPT 32768
 #define REQUESTS_KEPT 8192
 
-#define READY_NS 20000     /* for each small kernel */
+#define READY_NS 60000     /* for each small kernel */
 #define EMPTY_NS 1000      /* what an empty kernel counts as work */
 #define PERIOD_NS 10000000 /* between samples */
 #define PAUSE_NS 1000000   /* a longer pause in the work is noted with its beginning and end */

@@ -12,6 +12,7 @@ from tests.support import wait_for
 
 ROUNDS, FOLLOWERS, FOLLOWER_NS = 20, 30, 300_000  # of trap_step.c
 MOST_FOLLOW_NS = 2_000_000
+MS = 1_000_000
 
 Start = Callable[..., Trap]
 
@@ -78,6 +79,24 @@ def test_what_is_short_may_follow_on_a_slot_that_is_over(trap: Start) -> None:
     assert program.now_ns() >= over_ns + followed * FOLLOWER_NS
     program.gates.open()
     assert [program.hear("follower") for _ in range(FOLLOWERS)] == list(range(FOLLOWERS))
+
+
+def test_what_is_short_may_follow_before_the_slot_is_over(trap: Start) -> None:
+    """...where something long will be at work when it is; for as much, and no more after it."""
+    program = trap("follow", "short")
+    gate = program.gates.limits.device[0].gate
+    gate.ends_ns = FAR_FUTURE_NS
+    over_ns = program.hear("launched")
+    use = program.use()
+    wait_for(lambda: use.launches == 9, "the long one's launch")
+    gate.ends_ns = over_ns - 50 * MS
+    program.say()
+
+    wait_for(lambda: use.launches > 9, "a follower")
+
+    assert program.now_ns() < gate.ends_ns
+    wait_for(lambda: program.now_ns() > over_ns - 10 * MS, "the slot's end")
+    assert use.launches - 9 <= MOST_FOLLOW_NS // FOLLOWER_NS + 4
 
 
 @pytest.mark.parametrize(("what", "ends_ns"), [("long", FAR_FUTURE_NS), ("short", 0)])
