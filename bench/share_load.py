@@ -63,7 +63,7 @@ def graph(us: int) -> Job:
 
 def decode() -> Job:
     """Return the job of an engine that generates: most of the time of a step it makes the next one ready."""
-    return Job("decode 6 ms", 6_000_000, depth=2, small=75)
+    return Job("decode 6 ms", 6_000_000, depth=2, small=20)
 
 
 def burst() -> Job:

@@ -95,14 +95,14 @@ hm_cost_learn(const struct hm_mark *mark, uint64_t elapsed_ns, bool queued)
     for (uint32_t i = 0; i < count; i++)
         if (!seen_before(mark, i))
             kind[kinds++] = mark->kind[i];
+    if (mark->launches > 1 && elapsed > predicted && !queued)
+        return;
     if (kinds == 1 && mark->launches <= HM_KINDS) {
         if (kind[0] != HM_NO_KIND)
             learn_one(&hm_costs[kind[0]], elapsed / mark->launches);
         return;
     }
-    if (predicted == 0 || (elapsed > predicted && !queued))
-        return;
-    for (uint32_t i = 0; i < kinds; i++)
+    for (uint32_t i = 0; i < kinds && predicted > 0; i++)
         if (kind[i] != HM_NO_KIND)
             scale(&hm_costs[kind[i]], hm_min(elapsed, 2 * predicted), predicted);
 }

@@ -35,7 +35,7 @@ enum word {
 #define SAMPLES_KEPT 32768
 #define REQUESTS_KEPT 8192
 
-#define READY_NS 60000     /* for each small kernel */
+#define READY_NS 220000    /* for each small kernel */
 #define EMPTY_NS 1000      /* what an empty kernel counts as work */
 #define PERIOD_NS 10000000 /* between samples */
 #define PAUSE_NS 1000000   /* a longer pause in the work is noted with its beginning and end */

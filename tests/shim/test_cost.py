@@ -103,6 +103,17 @@ def test_a_slow_first_launch_is_forgotten(first_ns: int, card: Callable[..., Car
     assert predicted == pytest.approx(sum(takes[work] for work in order), rel=0.1)
 
 
+def test_what_is_launched_slowly_does_not_seem_long(card: Callable[..., Card]) -> None:
+    """...also where all between two marks is of one kind."""
+    program = card(pace_ns=60 * US)
+    for _ in range(LAUNCHES):
+        for _ in range(3):
+            program.launch(0, 10 * US)
+        program.mark()  # by the reaper: nothing came behind them for a while
+
+    assert program.predict(0) == pytest.approx(10 * US, rel=0.2)
+
+
 def test_a_program_slower_than_the_card_is_not_held_back(card: Callable[..., Card]) -> None:
     """It launches every 20 us what takes 4: the marks it has are those of the time that passes, not one a launch."""
     program = card(pace_ns=20 * US)
