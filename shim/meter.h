@@ -121,7 +121,7 @@ bool hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint
 uint64_t hm_window_ns(const struct hm_lane *lane);
 /* window.c: whether work that is short against what the slot leaves in flight may follow on that. */
 bool hm_window_follows(struct hm_lane *lane, uint32_t slot, uint64_t cost_ns);
-/* window.c: what is in flight goes on after the end of the slot. */
+/* window.c: what is in flight will go on after the end of the slot, which is to come. */
 bool hm_window_overshoots(const struct hm_lane *lane);
 /* window.c: wait until there may be room. */
 void hm_window_wait(struct hm_lane *lane, uint64_t window_ns, uint64_t cost_ns);

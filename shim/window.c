@@ -81,9 +81,10 @@ hm_window_room(const struct hm_line *line, const struct hm_lane *lane, uint64_t 
 bool
 hm_window_overshoots(const struct hm_lane *lane)
 {
-    uint64_t ends = __atomic_load_n(&hm_gate_of(lane)->ends_ns, __ATOMIC_RELAXED);
+    uint64_t ends = __atomic_load_n(&hm_gate_of(lane)->ends_ns, __ATOMIC_RELAXED),
+             now = hm_now_ns();
 
-    return ends > 0 && remaining(lane) > (int64_t)(ends - hm_now_ns());
+    return ends > now && remaining(lane) > (int64_t)(ends - now);
 }
 
 /*
