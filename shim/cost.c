@@ -102,7 +102,9 @@ hm_cost_learn(const struct hm_mark *mark, uint64_t elapsed_ns, bool queued)
             learn_one(&hm_costs[kind[0]], elapsed / mark->launches);
         return;
     }
-    for (uint32_t i = 0; i < kinds && predicted > 0; i++)
+    if (predicted == 0)
+        return;
+    for (uint32_t i = 0; i < kinds; i++)
         if (kind[i] != HM_NO_KIND)
             scale(&hm_costs[kind[i]], hm_min(elapsed, 2 * predicted), predicted);
 }

@@ -144,6 +144,16 @@ put_aside(struct hm_line *line)
     __atomic_store_n(&line->tail.launches, 0, __ATOMIC_RELAXED);
 }
 
+/* The slot in which the thread launched last is over, or soon will be, and this belongs to it all the same. */
+static bool
+follows(const struct hm_pass *pass, struct hm_lane *lane, uint32_t word)
+{
+    const struct hm_line *line = pass->line;
+
+    return line->word == (word | HM_GATE_WINDOWED) && hm_line_has_marks(line) &&
+           hm_window_follows(lane, word / HM_GATE_SLOT, pass->cost_ns);
+}
+
 /* The gate lets this launch through to a card of which we mind how much it has to do. False: there is enough. */
 static bool
 pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
@@ -158,24 +168,13 @@ pass_windowed(struct hm_pass *pass, struct hm_lane *lane)
     window_ns = hm_window_ns(lane);
     if (hm_window_room(line, lane, window_ns, pass->cost_ns))
         return true;
-    if (hm_line_has_marks(line) && hm_window_overshoots(lane) &&
-        hm_window_follows(lane, line->word / HM_GATE_SLOT, pass->cost_ns))
+    if (hm_window_overshoots(lane) && follows(pass, lane, line->word))
         return true;
     if (line->tail.launches > 0)
         hm_window_mark_apart(line, &line->tail);
     hm_end_launch(line);
     hm_window_wait(lane, window_ns, pass->cost_ns);
     return false;
-}
-
-/* The slot in which the thread launched last is over, and this belongs to it all the same. */
-static bool
-follows(const struct hm_pass *pass, struct hm_lane *lane, uint32_t word)
-{
-    const struct hm_line *line = pass->line;
-
-    return line->word == (word | HM_GATE_WINDOWED) && hm_line_has_marks(line) &&
-           hm_window_follows(lane, word / HM_GATE_SLOT, pass->cost_ns);
 }
 
 void

@@ -161,6 +161,9 @@ def test_crowd(share: float, leaders: int, verdict: str) -> None:
     judged = crowd_bars({"crowd": 30}, runs)
     assert verdicts(judged) == [verdict]
     assert "had the card for 30.4%" in judged[0][0].detail
+    calm = [done("calm", native=load(0.8)), done("calm", crowd=load(0.25))]
+    shown = [["crowd, nobody killed, of what it does alone", "31.25%"]]
+    assert crowd_bars({"crowd": 30}, [*runs, *calm]) == (judged[0], shown)
 
 
 def test_what_two_do_together_is_shown_beside_how_busy_the_card_was() -> None:
