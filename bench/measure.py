@@ -125,6 +125,31 @@ def judge(comparison: Comparison, limit: float) -> tuple[Verdict, str]:
     return "not resolved", f"the interval [{figure.low:.4g}, {figure.high:.4g}] holds the bar"
 
 
+def jain(values: Sequence[float]) -> float:
+    """Return Jain's index: 1 where all have the same, 1 / n where one has everything."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest value that so many percent of all do not exceed (nearest rank)."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
+
+
+def near(error: float, bar: float, unsure: float, gap: str | None = None) -> Verdict:
+    """Decide whether an error is at most the bar, where `unsure` of it may be noise; `gap`: why nothing can be told."""
+    if error > bar + unsure:
+        return "fail"
+    if gap is not None or unsure >= bar:
+        return "not resolved"
+    return "pass" if error <= bar else "fail"
+
+
+def at_least(value: float, bar: float, margin: float, unsure: float) -> Verdict:
+    """Decide whether a value reaches the bar; `margin`: what the bar allows to lose, which noise has to be below."""
+    return near(margin - (value - bar), margin, unsure)
+
+
 def _ratio(ours: float, base: float) -> float:
     return ours / base
 

@@ -8,13 +8,23 @@ that rate over what the same job does alone, in the runs right before and after.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.measure import Bar, Verdict
+from bench.measure import (
+    MINIMUM_ROUNDS,
+    Bar,
+    Comparison,
+    Verdict,
+    at_least,
+    jain,
+    judge,
+    median_interval,
+    near,
+    percentile,
+)
 
 Run = dict[str, Any]
 Judged = tuple[list[Bar], list[list[str]]]
@@ -91,31 +101,6 @@ def noise(runs: Sequence[Run], label: str | None = None) -> float:
 def held(runs: Sequence[Run], label: str) -> float:
     """Return h: the fraction of the time in which a job holds the card when it is alone."""
     return min(1.0, statistics.fmean(load["held"] for _, load in alone(runs, label)))
-
-
-def jain(values: Sequence[float]) -> float:
-    """Return Jain's index: 1 where all have the same, 1 / n where one has everything."""
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest value that so many percent of all do not exceed (nearest rank)."""
-    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
-
-
-def near(error: float, bar: float, unsure: float, gap: str | None = None) -> Verdict:
-    """Decide whether an error is at most the bar, where `unsure` of it may be noise; `gap`: why nothing can be told."""
-    if error > bar + unsure:
-        return "fail"
-    if gap is not None or unsure >= bar:
-        return "not resolved"
-    return "pass" if error <= bar else "fail"
-
-
-def at_least(value: float, bar: float, margin: float, unsure: float) -> Verdict:
-    """Decide whether a value reaches the bar; `margin`: what the bar allows to lose, which noise has to be below."""
-    return near(margin - (value - bar), margin, unsure)
 
 
 def cap_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:
@@ -221,16 +206,27 @@ def waiting_bars(name: str, runs: Sequence[Run]) -> Judged:
 
 
 def ratio_bars(title: str, bar: float, runs: Sequence[Run]) -> Judged:
-    """Judge the rate of jobs in a tenant that is alone against native, job by job."""
+    """Judge the rate of jobs in a tenant that is alone against native, job by job; many short pairs by their median."""
     bars = []
     for label in dict.fromkeys(load["job"] for run in runs for load in run["loads"].values()):
         own = [run for run in runs if any(load["job"] == label for load in run["loads"].values())]
         ratios = [share.mean for _, _, share in _each(own, "with")]
-        spread, mean = noise(own), statistics.fmean(ratios)
-        measured = f"{mean:.4f} ({', '.join(f'{ratio:.4f}' for ratio in ratios)})"
-        verdict = at_least(mean, bar, 1 - bar, spread)
-        bars.append(Bar(f"{title}: {label}", f"at least {bar:g} of native", measured, verdict, f"A/A {spread:.4f}"))
+        if len(ratios) >= MINIMUM_ROUNDS:
+            measured, verdict, detail = _paired([load["rate"] for _, load in alone(own, label)], ratios, bar)
+        else:
+            spread = noise(own)
+            measured = f"{statistics.fmean(ratios):.4f} ({', '.join(f'{ratio:.4f}' for ratio in ratios)})"
+            verdict, detail = at_least(statistics.fmean(ratios), bar, 1 - bar, spread), f"A/A {spread:.4f}"
+        bars.append(Bar(f"{title}: {label}", f"at least {bar:g} of native", measured, verdict, detail))
     return bars, []
+
+
+def _paired(alone_rates: Sequence[float], ratios: Sequence[float], bar: float) -> tuple[str, Verdict, str]:
+    slower = median_interval([1 / ratio for ratio in ratios])
+    again = median_interval([one / other for one, other in itertools.pairwise(alone_rates)])
+    verdict, why = judge(Comparison("ratio", slower, again, median_interval(alone_rates)), 1 / bar)
+    text = f"{1 / slower.median:.4f} (95 % of {len(ratios)} pairs: {1 / slower.high:.4f} to {1 / slower.low:.4f})"
+    return text, verdict, f"{why}; A/A {again.low:.4f} to {again.high:.4f}"
 
 
 def eager_bars(name: str, runs: Sequence[Run]) -> Judged:

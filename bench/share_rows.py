@@ -210,7 +210,8 @@ def rows(seconds: float = 5.0, alone_s: float = 2.0, rounds: int = 2) -> tuple[R
         latency(1),
         latency(3),
         lone("alone", "lone", "alone, no cap", ALONE_BAR, saturate(50), HALF_MS, wait(500)),
-        lone("threads", "windowed", windowed, THREADS_BAR, threads(4, 0), threads(4, 50)),
+        lone("threads", "windowed", windowed, THREADS_BAR, threads(4, 50)),
+        lone("threads-empty", "windowed", windowed, THREADS_BAR, threads(4, 0)),
         Row(
             "change",
             LONE,

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.machine import MIB
-from bench.measure import Bar, Verdict
+from bench.measure import Bar, Verdict, percentile
 from bench.sampler import BAR_HZ
-from bench.share_bars import percentile
 
 SLACK_MIB = 2
 KV_BAR_RATIO = 0.02

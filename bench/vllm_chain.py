@@ -10,9 +10,8 @@ import time
 from typing import Any
 
 from bench.machine import MIB, MeasureError, environment, table, tenant_argv
-from bench.measure import Bar
+from bench.measure import Bar, percentile
 from bench.process import Program, run
-from bench.share_bars import percentile
 from bench.supervisor_daemon import wait_until
 from bench.vllm_bars import RAG_HEADER, kill_bars, look_bars, rag_bars, rag_rows, yes
 from bench.vllm_load import Answers, pace

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.share_bars import percentile
+from bench.measure import percentile
 from bench.vllm_models import WORDS
 
 if TYPE_CHECKING:

@@ -49,9 +49,9 @@ view_of_current(uint64_t card_total, uint64_t card_free, struct hm_view *view)
 
 /*
  * The driver needs 5 us to say what the card has (H100, driver 580), and all we want to know is whether that is less than
- * the cap leaves. So a thread asks it again after a millisecond only, as long as the answer was no.
+ * the cap leaves. So a thread asks it again after a tenth of a millisecond only, as long as the answer was no.
  */
-#define ASK_AGAIN_NS 1000000
+#define ASK_AGAIN_NS 100000
 
 static __thread struct {
     int device;

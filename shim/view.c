@@ -2,6 +2,7 @@
 
 #include "futex.h"
 #include "ledger.h"
+#include "overhead.h"
 #include "pool.h"
 
 #include <errno.h>
@@ -45,6 +46,22 @@ hm_view_bury(const struct hm_slot *mine)
     }
 }
 
+/*
+ * What launches and modules took is in no ledger until somebody looks. It shows in the card's free memory, so NVML is
+ * asked when that and what is charged no longer add up to what they did; vLLM sizes its KV cache by such differences.
+ */
+static void
+look_at_overhead(int device, uint64_t card_free)
+{
+    static uint64_t sums[HM_DEVICES]; /* after the last look; atomic */
+
+    if (card_free == UINT64_MAX ||
+        card_free + hm_ledger_charged(device) == __atomic_load_n(&sums[device], __ATOMIC_RELAXED))
+        return;
+    hm_overhead_refresh(device);
+    __atomic_store_n(&sums[device], card_free + hm_ledger_charged(device), __ATOMIC_RELAXED);
+}
+
 bool
 hm_view_read(int device, const struct hm_slot *mine, uint64_t card_total, uint64_t card_free,
              struct hm_view *view)
@@ -56,6 +73,8 @@ hm_view_read(int device, const struct hm_slot *mine, uint64_t card_total, uint64
     hm_pool_refresh(device);
     hm_graph_refresh(device);
     hm_view_bury(mine);
+    if (mine != NULL)
+        look_at_overhead(device, card_free);
     charged = hm_ledger_charged(device);
     taken = charged + HM_RESERVE_BYTES;
     view->total_bytes = least(cap, card_total);

@@ -12,21 +12,18 @@ from typing import Any
 
 import pytest
 
+from bench.measure import MINIMUM_ROUNDS, at_least, jain, near, percentile
 from bench.process import TOP, run
 from bench.share_bars import (
-    at_least,
     cap_bars,
     change_bars,
     crowd_bars,
     decode_bars,
     eager_bars,
     four_bars,
-    jain,
     killed_bars,
     latency_bars,
-    near,
     noise,
-    percentile,
     ratio_bars,
     shares,
     split_bars,
@@ -229,6 +226,15 @@ def test_ratio(rate: float, verdict: str) -> None:
     runs = [alone(), done("with", lone=load(rate)), alone(1.001), done("with", lone=load(rate))]
 
     assert verdicts(ratio_bars("alone", 0.995, runs)) == [verdict]
+
+
+@pytest.mark.parametrize(("rate", "apart", "verdict"), [
+    (0.97, 0.01, "pass"), (0.93, 0.01, "fail"), (0.97, 0.2, "not resolved"), (0.50, 0.2, "fail"),
+])  # fmt: skip
+def test_ratio_of_many_pairs(rate: float, apart: float, verdict: str) -> None:
+    pairs = [(alone(1 + apart * (number % 3)), done("with", lone=load(rate))) for number in range(MINIMUM_ROUNDS)]
+
+    assert verdicts(ratio_bars("threads", 0.95, [run for pair in pairs for run in pair])) == [verdict]
 
 
 @pytest.mark.parametrize(
