@@ -191,13 +191,13 @@ def measure_stress() -> int:
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--side-by-side", type=int, default=8, help="victims at a time")
     options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--only", choices=("malloc", "mixed", "storm"))
+    options.add_argument("--only", choices=("malloc", "pools", "mixed", "storm"))
     asked = options.parse_args()
     setup = setup_of(asked)
 
     bars: list[Bar] = []
     body: dict[str, Any] = {"seed": asked.seed}
-    for kind, seconds in (("malloc", asked.seconds), ("mixed", asked.seconds / 2)):
+    for kind, seconds in (("malloc", asked.seconds), ("pools", asked.seconds / 2), ("mixed", asked.seconds / 2)):
         if asked.only in (None, kind):
             cap = asked.cap_gib * GIB
             found = press(setup, kind, asked.processes, asked.threads, seconds, cap, asked.seed)

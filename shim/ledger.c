@@ -133,25 +133,29 @@ call_in(int device)
     }
 }
 
-/* What may still be granted under the cap, surplus grants counted as taken. The lock is held. */
-static uint64_t
+/*
+ * What may still be granted under the cap, surplus grants counted as taken. Less than nothing where one was forced: what
+ * was given back since must not be taken again as if it were granted. The lock is held.
+ */
+static int64_t
 grantable(int device)
 {
     uint64_t cap = hm_cap_bytes(device), taken = sum(device, true) + HM_RESERVE_BYTES;
 
-    return cap > taken ? cap - taken : 0;
+    return (int64_t)(cap < INT64_MAX ? cap : INT64_MAX) - (int64_t)taken;
 }
 
 /* Raise the grant by what is missing for units, and take them, in one exchange. The lock is held. */
 static bool
-raise_and_take(struct hm_use *use, uint32_t units, uint64_t free_bytes, uint64_t margin_bytes)
+raise_and_take(struct hm_use *use, uint32_t units, int64_t free_bytes, int64_t margin_bytes)
 {
     uint64_t word = __atomic_load_n(&use->grant, __ATOMIC_RELAXED);
 
     for (;;) {
         uint64_t want = used(word) + units;
         uint64_t missing = want > granted(word) ? want - granted(word) : 0;
-        uint64_t bytes = missing * HM_UNIT_BYTES, extra = 0;
+        int64_t bytes = (int64_t)(missing * HM_UNIT_BYTES);
+        uint64_t extra = 0;
 
         if (want >= UINT32_MAX || bytes > free_bytes || free_bytes - bytes < margin_bytes)
             return false;
@@ -172,10 +176,10 @@ hm_ledger_grow(int device, struct hm_use *use, uint32_t units, uint64_t margin_b
 
     if (!hm_ledger_lock())
         return false;
-    grown = raise_and_take(use, units, grantable(device), margin_bytes);
+    grown = raise_and_take(use, units, grantable(device), (int64_t)margin_bytes);
     if (!grown) {
         call_in(device);
-        grown = raise_and_take(use, units, grantable(device), margin_bytes);
+        grown = raise_and_take(use, units, grantable(device), (int64_t)margin_bytes);
     }
     hm_ledger_unlock();
     return grown;
@@ -186,7 +190,7 @@ hm_ledger_force(struct hm_use *use, uint32_t units)
 {
     bool locked = hm_ledger_lock(); /* it has happened: with the lock or without */
 
-    raise_and_take(use, units, UINT64_MAX, 0);
+    raise_and_take(use, units, INT64_MAX, 0);
     if (locked)
         hm_ledger_unlock();
 }
@@ -204,10 +208,10 @@ hm_ledger_overhead(int device, struct hm_use *use, int64_t bytes, bool force)
 
     if (!locked && !force && bytes > 0)
         return false;
-    fits = force || bytes <= 0 || (uint64_t)bytes <= grantable(device);
+    fits = force || bytes <= 0 || bytes <= grantable(device);
     if (!fits) {
         call_in(device);
-        fits = (uint64_t)bytes <= grantable(device);
+        fits = bytes <= grantable(device);
     }
     if (fits) {
         __atomic_store_n(&use->overhead_bytes, moved(use->overhead_bytes, bytes), __ATOMIC_RELAXED);

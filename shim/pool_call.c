@@ -37,8 +37,7 @@ settle(struct hm_pool_call *call)
     int device = pool->charge.device;
     bool reserved = true;
 
-    if (HM_UNLIKELY(hm_pool_attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) >
-                    __atomic_load_n(&pool->seen_bytes, __ATOMIC_RELAXED)))
+    if (HM_UNLIKELY(!hm_pool_is_as_seen(pool)))
         reserved = hm_pool_see_growth(pool, &call->charge);
     hm_quota_release(&call->charge); /* what has not become part of the pool's */
     return reserved || hm_ledger_charged(device) + HM_RESERVE_BYTES <= hm_cap_bytes(device);

@@ -94,9 +94,8 @@ due(const struct hm_pool *pool, uint64_t reserved)
     return least(bytes + reserved - pool->seen_bytes, most);
 }
 
-/* Charge what the pool grew by; a reservation becomes part of that. False: it can't be asked. The lock is held. */
 static bool
-read_pool(struct hm_pool *pool, struct hm_charge *reservation)
+look(struct hm_pool *pool, struct hm_charge *reservation)
 {
     cuuint64_t reserved = 0;
     uint64_t bytes;
@@ -114,6 +113,29 @@ read_pool(struct hm_pool *pool, struct hm_charge *reservation)
     for (int mark = 0; mark < HM_POOL_MARKS; mark++)
         pool->noted_bytes[mark] = least(pool->noted_bytes[mark], fallen(pool));
     return true;
+}
+
+/* Charge what the pool grew by; a reservation becomes part of that. False: it can't be asked. The lock is held. */
+static bool
+read_pool(struct hm_pool *pool, struct hm_charge *reservation)
+{
+    bool known;
+
+    __atomic_fetch_add(&pool->looks, 1, __ATOMIC_ACQ_REL); /* both pair with hm_pool_is_as_seen */
+    known = look(pool, reservation);
+    __atomic_fetch_add(&pool->looks, 1, __ATOMIC_RELEASE);
+    return known;
+}
+
+bool
+hm_pool_is_as_seen(const struct hm_pool *pool)
+{
+    uint32_t looks = __atomic_load_n(&pool->looks, __ATOMIC_ACQUIRE);
+    bool grown = hm_pool_attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) >
+                 __atomic_load_n(&pool->seen_bytes, __ATOMIC_RELAXED);
+
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return !grown && looks % 2 == 0 && __atomic_load_n(&pool->looks, __ATOMIC_RELAXED) == looks;
 }
 
 /* What was noted last time is free by now; note what has fallen since. The lock is held. */

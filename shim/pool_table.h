@@ -14,6 +14,7 @@ struct hm_pool {
     uint64_t seen_bytes;     /* its figure at the last look; written under the lock, atomic */
     uint64_t peak_bytes;     /* the most it held since nothing was charged beyond seen_bytes */
     uint64_t noted_bytes[HM_POOL_MARKS]; /* what was charged beyond when it was last noted */
+    uint32_t looks;                      /* that began or ended: odd while somebody looks; atomic */
     uint32_t relying; /* allocations under way that count on what the pool has unused; atomic */
     bool trimmed;     /* about to lose what it has unused; atomic */
 };
@@ -52,6 +53,12 @@ void hm_pool_forget_all(void);
 /* An allocation is about to be made: see a figure that has fallen before the pool grows again. */
 void hm_pool_see_fall(struct hm_pool *pool);
 
-/* The pool holds more than at the last look: the reservation becomes part of its charge, and that what is due. False: it
+/*
+ * The pool holds no more than at the last look, and nobody looks at it now: an allocation that just returned is in its
+ * charge. Who only compared could give his reservation back between another's look and its charge.
+ */
+bool hm_pool_is_as_seen(const struct hm_pool *pool);
+
+/* The pool may hold more than at the last look: the reservation becomes part of its charge, and that what is due. False: it
    grew by more than was reserved. */
 bool hm_pool_see_growth(struct hm_pool *pool, struct hm_charge *reservation);

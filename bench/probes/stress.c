@@ -8,7 +8,8 @@
  * `live` counts a block from after its allocation returned until before its free, so the tenant
  * holds at least that much: above the cap it is a breach. Refusals are judged by refusals.h; for
  * that, requests are whole 2 MiB blocks, so that what is asked is what the card gives. KIND malloc
- * (default) is judged; KIND mixed adds pools, whose unused rest belongs to no request, and is not.
+ * (default) is judged. KIND pools takes all from pools, whose unused rest belongs to no request, KIND mixed every other
+ * thread's: they are not.
  */
 #include "driver.h"
 
@@ -212,7 +213,7 @@ map_file(const char *path)
 
 /* What a first allocation and streams load belongs to the overhead, which is measured at `ready`. */
 static void
-prepare(struct worker *workers, int process, int threads, uint64_t seed, bool mixed)
+prepare(struct worker *workers, int process, int threads, uint64_t seed, int pooled_every)
 {
     struct held warm = {.bytes = BLOCK};
     CUdevice device;
@@ -220,12 +221,12 @@ prepare(struct worker *workers, int process, int threads, uint64_t seed, bool mi
 
     for (int i = 0; i < threads; i++) {
         workers[i].index = process * threads + i;
-        workers[i].pooled = mixed && i % 2 == 1;
+        workers[i].pooled = pooled_every > 0 && i % pooled_every == pooled_every - 1;
         workers[i].random = seed * 1000003 + (uint64_t)workers[i].index * 7919 + 1;
         workers[i].context = context;
         CHECK(cu.cuStreamCreate(&workers[i].stream, CU_STREAM_NON_BLOCKING));
     }
-    for (int pooled = 0; pooled <= (int)mixed; pooled++) {
+    for (int pooled = 0; pooled <= (pooled_every > 0); pooled++) {
         struct slot *slot = &shared->slots[workers[0].index];
 
         warm.pooled = pooled != 0;
@@ -235,11 +236,11 @@ prepare(struct worker *workers, int process, int threads, uint64_t seed, bool mi
 }
 
 static int
-run_worker(int process, int threads, double seconds, uint64_t seed, bool mixed)
+run_worker(int process, int threads, double seconds, uint64_t seed, int pooled_every)
 {
     struct worker workers[MAX_SLOTS] = {0};
 
-    prepare(workers, process, threads, seed, mixed);
+    prepare(workers, process, threads, seed, pooled_every);
     atomic_fetch_add(&shared->ready, 1);
     while (atomic_load(&shared->go) == 0)
         hm_sleep_ms(1);
@@ -344,7 +345,7 @@ main(int argc, char **argv)
     int processes, threads, failed = 0;
     double seconds;
     uint64_t seed;
-    bool mixed;
+    int pooled_every = 0;
 
     if (argc < 5)
         hm_die("usage: stress FILE PROCESSES THREADS SECONDS [SEED [KIND]]");
@@ -352,7 +353,8 @@ main(int argc, char **argv)
     threads = atoi(argv[3]);
     seconds = atof(argv[4]);
     seed = argc > 5 ? strtoull(argv[5], NULL, 10) : 1;
-    mixed = argc > 6 && strcmp(argv[6], "mixed") == 0;
+    if (argc > 6)
+        pooled_every = strcmp(argv[6], "mixed") == 0 ? 2 : strcmp(argv[6], "pools") == 0 ? 1 : 0;
     slot_count = processes * threads;
     if (slot_count < 1 || slot_count > MAX_SLOTS)
         hm_die("at most %d threads in all", MAX_SLOTS);
@@ -361,7 +363,7 @@ main(int argc, char **argv)
         pid_t child = fork();
 
         if (child == 0)
-            exit(run_worker(i, threads, seconds, seed, mixed));
+            exit(run_worker(i, threads, seconds, seed, pooled_every));
         if (child < 0)
             hm_die("no process");
     }

@@ -5,6 +5,7 @@
 #include "steps.h"
 
 static CUstream stream, other;
+static CUfunction work;
 
 static CUgraphNode
 add_alloc(CUgraph graph, const CUgraphNode *after, size_t bytes, CUdeviceptr *address)
@@ -183,7 +184,7 @@ static const char spin[] = ".version 6.0\n.target sm_50\n.address_size 64\n\n"
 
 /* Allocate, work for a while, free. */
 static CUgraphExec
-working_graph(size_t bytes, CUfunction work)
+working_graph(size_t bytes)
 {
     unsigned long long ns = 30000000;
     void *arguments[] = {&ns};
@@ -212,14 +213,9 @@ sharing(void)
 {
     CUgraphExec one, two, many;
     CUdeviceptr address;
-    CUfunction work;
-    CUmodule module;
 
-    CHECK(cuModuleLoadData(&module, spin));
-    CHECK(cuModuleGetFunction(&work, module, "hm_spin"));
-    free_at_start = free_bytes();
-    one = working_graph(512 * MIB, work);
-    two = working_graph(512 * MIB, work);
+    one = working_graph(512 * MIB);
+    two = working_graph(512 * MIB);
     many = instantiate(make_graph(256 * MIB, 16, 1, &address));
     for (int i = 0; i < 4; i++) {
         answer("one", cuGraphLaunch(one, stream));
@@ -259,8 +255,11 @@ int
 main(int count, char **arguments)
 {
     const char *what = count > 1 ? arguments[1] : "nodes";
+    CUmodule module;
 
     start();
+    CHECK(cuModuleLoadData(&module, spin));
+    CHECK(cuModuleGetFunction(&work, module, "hm_spin"));
     CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     CHECK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
     free_at_start = free_bytes();
