@@ -46,7 +46,9 @@ def kv(node: Node) -> Found:
     node.keep()
     total = total_bytes(node.setup)
     fraction = float(FRACTION) * KV_MIB * MIB / total
-    options = ("--max-model-len", "2048", "--gpu-memory-utilization")
+    # what vLLM chooses by the size of the card that it sees is given to both: a step's tokens make its activations
+    step = ("--max-num-batched-tokens", "2048", "--max-num-seqs", "256")
+    options = ("--max-model-len", "2048", *step, "--gpu-memory-utilization")
     plans = {
         "native": Plan("kv-native", SMALL, (*options, f"{fraction:.6f}")),
         "hamirt": Plan("kv", SMALL, (*options, FRACTION), ("--mem", f"{KV_MIB}MiB")),

@@ -1,6 +1,6 @@
 /* Linear and managed memory. */
 #include "overhead.h"
-#include "pool.h"
+#include "quota.h"
 
 #define SMALL_BYTES \
     1048576      /* up to here the driver packs allocations into shared blocks (H100, driver 580) */
@@ -109,7 +109,7 @@ cuMemFree_v2(CUdeviceptr dptr)
     struct hm_object object;
     bool known = take(dptr, &object);
 
-    return HM_GIVES_BACK(freed(known, &object, REAL(cuMemFree_v2(dptr))));
+    return freed(known, &object, REAL(cuMemFree_v2(dptr)));
 }
 
 HM_HOOK CUresult
@@ -118,7 +118,7 @@ cuMemFree(CUdeviceptr_v1 dptr)
     struct hm_object object;
     bool known = take(dptr, &object);
 
-    return HM_GIVES_BACK(freed(known, &object, REAL(cuMemFree(dptr))));
+    return freed(known, &object, REAL(cuMemFree(dptr)));
 }
 
 /* Takes pointers of cuMemAlloc too, and frees them at once. A pool's are not known here: hook_pool.c reads its pools. */

@@ -1,4 +1,4 @@
-/* Stream-ordered memory, and the calls by which a program has its pools give memory back. */
+/* Stream-ordered memory, and the calls at which its pools give memory back. */
 #include "capture.h"
 #include "pool.h"
 
@@ -82,10 +82,19 @@ cuMemPoolDestroy(CUmemoryPool pool)
     return result;
 }
 
+/* The driver gives back what pools hold unused when the program trims one or waits for its work. */
+#define SYNCHRONIZED(call)                     \
+    ({                                         \
+        int hm_call = hm_pool_sync_begin();    \
+        CUresult hm_synchronized = REAL(call); \
+        hm_pool_sync_end(hm_call);             \
+        hm_synchronized;                       \
+    })
+
 HM_HOOK CUresult
 cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep)
 {
-    return HM_GIVES_BACK(REAL(cuMemPoolTrimTo(pool, minBytesToKeep)));
+    return SYNCHRONIZED(cuMemPoolTrimTo(pool, minBytesToKeep));
 }
 
 HM_HOOK CUresult
@@ -109,29 +118,29 @@ cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool 
 HM_HOOK CUresult
 cuStreamSynchronize(CUstream hStream)
 {
-    return HM_GIVES_BACK(REAL(cuStreamSynchronize(hStream)));
+    return SYNCHRONIZED(cuStreamSynchronize(hStream));
 }
 
 HM_HOOK CUresult
 cuStreamSynchronize_ptsz(CUstream hStream)
 {
-    return HM_GIVES_BACK(REAL(cuStreamSynchronize_ptsz(hStream)));
+    return SYNCHRONIZED(cuStreamSynchronize_ptsz(hStream));
 }
 
 HM_HOOK CUresult
 cuEventSynchronize(CUevent hEvent)
 {
-    return HM_GIVES_BACK(REAL(cuEventSynchronize(hEvent)));
+    return SYNCHRONIZED(cuEventSynchronize(hEvent));
 }
 
 HM_HOOK CUresult
 cuCtxSynchronize(void)
 {
-    return HM_GIVES_BACK(REAL(cuCtxSynchronize()));
+    return SYNCHRONIZED(cuCtxSynchronize());
 }
 
 HM_HOOK CUresult
 cuCtxSynchronize_v2(CUcontext ctx)
 {
-    return HM_GIVES_BACK(REAL(cuCtxSynchronize_v2(ctx)));
+    return SYNCHRONIZED(cuCtxSynchronize_v2(ctx));
 }

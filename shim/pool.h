@@ -34,14 +34,6 @@ void hm_pool_forget_current(void);
 int hm_pool_sync_begin(void);
 void hm_pool_sync_end(int call);
 
-#define HM_GIVES_BACK(call)                 \
-    ({                                      \
-        int hm_call = hm_pool_sync_begin(); \
-        CUresult hm_result = (call);        \
-        hm_pool_sync_end(hm_call);          \
-        hm_result;                          \
-    })
-
 /* Read what each pool of the device holds into the ledger if that is more (device -1: all). False: one holds less. */
 bool hm_pool_refresh(int device);
 
