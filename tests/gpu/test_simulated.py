@@ -14,6 +14,7 @@ import pytest
 
 from bench.machine import MeasureError, Setup, environment, sim_folder
 from bench.process import run
+from hamirt.region import RESERVE_BYTES
 from tests.gpu.compare import compare, results
 from tests.gpu.contained import run_contained
 from tests.gpu.table import PROGRAMS, Entry
@@ -72,6 +73,14 @@ def test_pressure_and_storm(setup: Setup) -> None:
     failed = [bar for bar in document["bars"] if bar["verdict"] == "fail"]
     assert failed == []
     assert document["malloc"]["counted"]["refusals"] > 0
+
+
+def test_threads_that_allocate_from_one_pool_never_exceed_the_cap(setup: Setup) -> None:
+    document = measured(setup, "stress", "--seconds", "6", "--only", "pools")
+
+    found = document["pools"]
+    assert found["counted"]["refusals"] > 0
+    assert found["peak_card_bytes"] <= found["cap_bytes"] - RESERVE_BYTES
 
 
 def test_overhead_comes_to_its_end(setup: Setup) -> None:

@@ -73,6 +73,12 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
 
     class Ledger(RuleBasedStateMachine):
         model: Model
+        forced = False
+
+        def granted(self) -> int:
+            """What was granted, and the rest that is held against the cap, bytes."""
+            grants = sum(library.harness_grant(index) >> 32 for index in range(PROCESSES))
+            return grants * UNIT + sum(process.overhead for process in self.model.processes) + RESERVE
 
         @initialize(cap=st.integers(RESERVE, 4096 * MIB))
         def start(self, cap: int) -> None:
@@ -86,13 +92,21 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
             if not owner.living or units == 0:
                 return
 
-            taken = library.harness_take(index, units)
+            taken = self.granted() <= self.model.cap and library.harness_take(index, units)
             grown = taken or library.harness_grow(index, units, margin)
 
             if margin == 0:
                 assert grown == (taken or self.model.fits(units * UNIT))
             assert not grown or self.model.fits(units * UNIT)
             owner.used += units * UNIT if grown else 0
+
+        @rule(index=process, units=st.integers(1, 64 * MIB // UNIT))
+        def happen(self, index: int, units: int) -> None:
+            owner = self.model.processes[index]
+            if owner.living:
+                library.harness_force(index, units)
+                self.forced = True
+                owner.used += units * UNIT
 
         @rule(index=process, part=st.floats(0, 1))
         def free(self, index: int, part: float) -> None:
@@ -110,7 +124,7 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
 
             made = library.harness_overhead(index, size)
 
-            assert made == self.model.fits(size)
+            assert made == (size == 0 or self.model.fits(size))
             owner.overhead += size if made else 0
 
         @rule(index=process)
@@ -123,14 +137,23 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
             if not hasattr(self, "model"):
                 return
             grants = [library.harness_grant(index) for index in range(PROCESSES)]
-            overhead = sum(process.overhead for process in self.model.processes)
             assert [grant & 0xFFFFFFFF for grant in grants] == [p.used // UNIT for p in self.model.processes]
             assert all(grant >> 32 >= grant & 0xFFFFFFFF for grant in grants)
-            assert sum(grant >> 32 for grant in grants) * UNIT + overhead + RESERVE <= self.model.cap
+            assert self.forced or self.granted() <= self.model.cap
             assert library.harness_charged() == self.model.charged
             assert library.harness_room() == max(0, self.model.cap - RESERVE - self.model.charged)
 
     return Ledger
+
+
+def test_what_was_forced_is_not_granted_again(ledger: ctypes.CDLL) -> None:
+    ledger.harness_reset(1, 64 * MIB + RESERVE)
+    assert ledger.harness_grow(0, 64 * MIB // UNIT, 0)
+
+    ledger.harness_force(0, 32 * MIB // UNIT)
+    ledger.harness_give(0, 32 * MIB // UNIT)
+
+    assert not ledger.harness_grow(0, 32 * MIB // UNIT, 0)
 
 
 def test_the_ledger_refuses_only_what_does_not_fit(ledger: ctypes.CDLL) -> None:

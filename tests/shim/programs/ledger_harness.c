@@ -56,6 +56,12 @@ harness_grow(int slot, uint32_t units, uint64_t margin_bytes)
 }
 
 __attribute__((visibility("default"))) void
+harness_force(int slot, uint32_t units)
+{
+    hm_ledger_force(use_of(slot), units);
+}
+
+__attribute__((visibility("default"))) void
 harness_give(int slot, uint32_t units)
 {
     hm_ledger_give(use_of(slot), units);
