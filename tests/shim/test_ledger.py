@@ -77,7 +77,7 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
 
         def granted(self) -> int:
             """What was granted, and the rest that is held against the cap, bytes."""
-            grants = sum(library.harness_grant(index) >> 32 for index in range(PROCESSES))
+            grants: int = sum(library.harness_grant(index) >> 32 for index in range(PROCESSES))
             return grants * UNIT + sum(process.overhead for process in self.model.processes) + RESERVE
 
         @initialize(cap=st.integers(RESERVE, 4096 * MIB))
