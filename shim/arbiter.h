@@ -41,7 +41,6 @@ struct hm_party {
 
     uint32_t percent;               /* its cap until now; 100: it had none */
     bool rests;                     /* until it has credit for a slot */
-    uint64_t short_until_ns;        /* its cap has short periods */
     uint64_t charged_before_ns;     /* the present slot */
     uint32_t worked_before_us;      /* the same */
     uint64_t wanted_since_ns;       /* 0: it does not wait */

@@ -1,14 +1,7 @@
 /* What a tenant's processes say, what they are charged for, and what a capped tenant may still have. */
 #include "turn.h"
 
-/*
- * Of a cap: its slots and its pauses together. A program that runs ahead of the card has to get ahead again after each pause,
- * so that whoever has nothing but its cap for a while gets fewer; but a request is not to wait, and a new cap is to show at once.
- */
-#define PERIOD_NS (10 * HM_MS)
-#define LONG_PERIOD_NS (40 * HM_MS)
-#define SPARED_NS (200 * HM_MS)
-#define CHANGED_NS (2000 * HM_MS)
+#define PERIOD_NS (10 * HM_MS) /* of a cap: its slots and its pauses together */
 /* A cap's credit does not grow beyond the first; while it waits for others' slots, not beyond the second. */
 #define BURST_NS (20 * HM_MS)
 #define WAITING_NS (2 * HM_SLOT_NS)
@@ -179,9 +172,7 @@ give_credit(struct hm_party *party, bool worked, uint64_t now_ns)
 static int64_t
 opening_credit(const struct hm_party *party)
 {
-    bool is_short = party->gate->credited_ns < party->short_until_ns;
-    int64_t percent = hm_party_percent(party),
-            slot = (is_short ? PERIOD_NS : LONG_PERIOD_NS) * percent / 100;
+    int64_t percent = hm_party_percent(party), slot = PERIOD_NS * percent / 100;
 
     if (party->entered > 1 || hm_turn_contended_until_ns(party) > party->gate->credited_ns)
         slot = HM_SLOT_NS;
@@ -191,14 +182,10 @@ opening_credit(const struct hm_party *party)
 void
 hm_party_credit(struct hm_party *party, bool worked, uint64_t now_ns)
 {
-    int64_t opening, least = HM_LEAST_SLOT_NS * (100 - hm_party_percent(party)) / 100;
+    int64_t opening = opening_credit(party),
+            least = HM_LEAST_SLOT_NS * (100 - hm_party_percent(party)) / 100;
 
     give_credit(party, worked, now_ns);
-    if (party->percent != hm_party_percent(party) || party->short_until_ns == 0)
-        party->short_until_ns = now_ns + CHANGED_NS;
-    else if (party->gate->credit_ns >= BURST_NS && party->short_until_ns < now_ns + SPARED_NS)
-        party->short_until_ns = now_ns + SPARED_NS;
-    opening = opening_credit(party);
     party->rests = hm_party_is_capped(party) &&
                    party->gate->credit_ns < (party->rests ? opening : hm_min(least, opening));
 }

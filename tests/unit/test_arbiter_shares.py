@@ -234,8 +234,8 @@ def test_the_gate_is_free_again_half_a_second_after_the_last_contention() -> Non
     assert all(after == FREE for before, after in pairwise(states) if before == FREE)
 
 
-@pytest.mark.parametrize(("other", "shortest", "longest"), [(60 * S, 40 * MS, 50 * MS), (0, 95 * MS, 115 * MS)])
-def test_a_caps_period_is_longer_beside_one_that_works(other: int, shortest: int, longest: int) -> None:
+@pytest.mark.parametrize(("other", "shortest", "longest"), [(60 * S, 10 * MS, 17 * MS), (0, 95 * MS, 115 * MS)])
+def test_a_caps_period_is_longer_only_beside_one_that_works(other: int, shortest: int, longest: int) -> None:
     world = World(21)
     capped = world.tenant(Load(100 * US), percent=20)
     world.tenant(Load(kernels=1, pause_ns=other), percent=30)
