@@ -88,3 +88,16 @@ def test_a_cap_that_is_not_used_up_waits_for_no_credit() -> None:
     assert capped.ran_ns > 12 * MS  # of the 20 ms that it had not taken
     world.run(35 * MS)
     assert capped.ran_ns < 27 * MS
+
+
+def test_a_new_cap_holds_in_each_50_ms() -> None:
+    world = World(24)
+    capped = world.tenant(Load(500 * US), percent=60)
+    world.run(5 * S)
+    capped.lanes[0].limit.time_percent = 20
+    world.ring()
+    world.run(150 * MS)
+
+    windows = [shares(world, 50 * MS, capped)[0] for _ in range(20)]
+
+    assert windows == pytest.approx([0.2] * 20, abs=0.05)
