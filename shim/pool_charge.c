@@ -132,9 +132,8 @@ hm_pool_is_as_seen(const struct hm_pool *pool)
 {
     uint32_t looks = __atomic_load_n(&pool->looks, __ATOMIC_ACQUIRE);
     bool grown = hm_pool_attribute(pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) >
-                 __atomic_load_n(&pool->seen_bytes, __ATOMIC_RELAXED);
+                 __atomic_load_n(&pool->seen_bytes, __ATOMIC_ACQUIRE);
 
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return !grown && looks % 2 == 0 && __atomic_load_n(&pool->looks, __ATOMIC_RELAXED) == looks;
 }
 
