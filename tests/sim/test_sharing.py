@@ -55,8 +55,9 @@ def test_a_process_of_another_pid_namespace_is_named_as_here(sim: Sim) -> None:
     outside = sim.start(hold)
     inside = sim.start(contained)
     holder = outside.receive()
-    pid = inside.receive()
-    inner, seen_inside = inside.receive()
+    told = [inside.receive(), inside.receive()]  # the parent's word and the child's, in any order
+    (pid,) = (one for one in told if isinstance(one, int))
+    ((inner, seen_inside),) = (one for one in told if isinstance(one, tuple))
     seen_outside = sim.run(look)[1]
     inside.send()
 
