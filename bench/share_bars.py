@@ -118,6 +118,7 @@ def cap_bars(caps: dict[str, int], runs: Sequence[Run]) -> Judged:
         )
         asked = f"{expected:.1%}, within {CAP_BAR_POINTS:g} point, {CAP_SECOND_BAR_POINTS:g} in any second"
         detail = f"{error:.2f} off, {second:.2f} in a second; h {h:.3f}; A/A {unsure:.2f}; no cap {seen}"
+        detail += f"; had the card for {runs[index]['possessed'][name]:.1%}"
         bars.append(Bar(f"cap {caps[name]} %: {label}", asked, str(share), _worse(over_all, any_second), detail))
     return bars, []
 
@@ -214,9 +215,9 @@ def ratio_bars(title: str, bar: float, runs: Sequence[Run]) -> Judged:
         if len(ratios) >= MINIMUM_ROUNDS:
             measured, verdict, detail = _paired([load["rate"] for _, load in alone(own, label)], ratios, bar)
         else:
-            spread = noise(own)
-            measured = f"{statistics.fmean(ratios):.4f} ({', '.join(f'{ratio:.4f}' for ratio in ratios)})"
-            verdict, detail = at_least(statistics.fmean(ratios), bar, 1 - bar, spread), f"A/A {spread:.4f}"
+            spread, mean = noise(own), statistics.fmean(ratios)
+            measured = f"{mean:.4f} ({', '.join(f'{ratio:.4f}' for ratio in ratios)})"
+            verdict, detail = at_least(mean, bar, 1 - bar, spread), f"A/A {spread:.4f}"
         bars.append(Bar(f"{title}: {label}", f"at least {bar:g} of native", measured, verdict, detail))
     return bars, []
 

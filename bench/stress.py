@@ -2,8 +2,9 @@
 
     python3 -m bench.stress [--seconds 30] [--processes 8] [--threads 4] [--kills 200] [--sim]
 
-8 processes x 4 threads allocate and free at the cap. Their own shared counters and NVML, sampled from outside, must
-stay within it; and no request may be refused that fits cap - overhead - 64 MiB with everything under way counted.
+8 processes x 4 threads allocate and free at the cap: with cudaMalloc, from pools, and half with each. Their own shared
+counters and NVML, sampled from outside, must stay within it; and of cudaMalloc no request may be refused that fits
+cap - overhead - 64 MiB with everything under way counted.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ struct hm_view {
 };
 
 /*
- * The view of a device, given what the card itself has. mine is the slot of this process, NULL if
- * it need not have one. False: show the card as it is, since it is not capped or (device -1) not
+ * The view of a device, given what the card itself has (UINT64_MAX: not known). mine is the slot of
+ * this process, NULL if it need not have one; with one, and the card's free memory known, what
+ * launches took is looked at first. False: show the card as it is, since it is not capped or (device -1) not
  * the tenant's.
  */
 bool hm_view_read(int device, const struct hm_slot *mine, uint64_t card_total, uint64_t card_free,

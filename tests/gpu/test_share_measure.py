@@ -237,6 +237,16 @@ def test_ratio_of_many_pairs(rate: float, apart: float, verdict: str) -> None:
     assert verdicts(ratio_bars("threads", 0.95, [run for pair in pairs for run in pair])) == [verdict]
 
 
+def test_one_bad_run_hides_few_pairs_but_not_many() -> None:
+    pairs = [(alone(), done("with", lone=load(0.97))) for _ in range(MINIMUM_ROUNDS)]
+    pairs[3] = (alone(1.5), pairs[3][1])
+
+    few, many = ([run for pair in pairs[:count] for run in pair] for count in (5, MINIMUM_ROUNDS))
+
+    assert verdicts(ratio_bars("threads", 0.95, few)) == ["not resolved"]
+    assert verdicts(ratio_bars("threads", 0.95, many)) == ["pass"]
+
+
 @pytest.mark.parametrize(
     ("p99", "batch", "us", "expected"),
     [

@@ -73,7 +73,7 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
 
     class Ledger(RuleBasedStateMachine):
         model: Model
-        forced = False
+        before = 0  # granted, after the last step
 
         def granted(self) -> int:
             """What was granted, and the rest that is held against the cap, bytes."""
@@ -105,7 +105,7 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
             owner = self.model.processes[index]
             if owner.living:
                 library.harness_force(index, units)
-                self.forced = True
+                self.before = self.granted()
                 owner.used += units * UNIT
 
         @rule(index=process, part=st.floats(0, 1))
@@ -139,7 +139,8 @@ def machine(library: ctypes.CDLL) -> type[RuleBasedStateMachine]:
             grants = [library.harness_grant(index) for index in range(PROCESSES)]
             assert [grant & 0xFFFFFFFF for grant in grants] == [p.used // UNIT for p in self.model.processes]
             assert all(grant >> 32 >= grant & 0xFFFFFFFF for grant in grants)
-            assert self.forced or self.granted() <= self.model.cap
+            assert self.granted() <= max(self.model.cap, self.before), "only what was forced is beyond the cap"
+            self.before = self.granted()
             assert library.harness_charged() == self.model.charged
             assert library.harness_room() == max(0, self.model.cap - RESERVE - self.model.charged)
 

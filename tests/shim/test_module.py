@@ -215,6 +215,7 @@ def test_local_memory_is_charged_when_a_function_is_found(node: Node, build: Bui
     found = [step.fell_kib or 0 for step in limited.steps if step.name == "found"]
     run = [step.fell_kib or 0 for step in native.steps if step.name == "run"]
     assert found == run[: len(found)]
+    assert found[3] - found[0] == LOCAL_THREADS * (16384 - STACK_BYTES) // 1024
     ahead = [step.use.ahead_bytes for step in limited.steps if step.name == "found"]
     assert ahead[1] == LOCAL_THREADS * (4096 - STACK_BYTES)
     assert ahead[3] == LOCAL_THREADS * (16384 - 4096), "what ran is seen on the card"
