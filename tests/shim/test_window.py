@@ -67,6 +67,7 @@ def start_and_close(trap: Start, what: str, ends_ns: int) -> tuple[Trap, int]:
     return program, over_ns
 
 
+@pytest.mark.realtime
 def test_what_is_short_may_follow_on_a_slot_that_is_over(trap: Start) -> None:
     """...for a part of what that left in flight, and is waited for."""
     program, over_ns = start_and_close(trap, "short", FAR_FUTURE_NS)
@@ -81,6 +82,7 @@ def test_what_is_short_may_follow_on_a_slot_that_is_over(trap: Start) -> None:
     assert [program.hear("follower") for _ in range(FOLLOWERS)] == list(range(FOLLOWERS))
 
 
+@pytest.mark.realtime
 def test_what_is_short_may_follow_before_the_slot_is_over(trap: Start) -> None:
     """...where something long will be at work when it is; for as much, and no more after it."""
     program = trap("follow", "short")
@@ -95,8 +97,10 @@ def test_what_is_short_may_follow_before_the_slot_is_over(trap: Start) -> None:
     wait_for(lambda: use.launches > 9, "a follower")
 
     assert program.now_ns() < gate.ends_ns
-    wait_for(lambda: program.now_ns() > over_ns - 10 * MS, "the slot's end")
-    assert use.launches - 9 <= MOST_FOLLOW_NS // FOLLOWER_NS + 4
+    followed = 0
+    while (launches := use.launches) and program.now_ns() < over_ns:  # later it may go on: the gate stays open
+        followed = launches - 9
+    assert followed <= MOST_FOLLOW_NS // FOLLOWER_NS + 4
 
 
 @pytest.mark.parametrize(("what", "ends_ns"), [("long", FAR_FUTURE_NS), ("short", 0)])
